@@ -1,0 +1,49 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let settings: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("InternalImportsByDefault"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+// Rooms, lowest first: each may import those above it in this list, never below (docs/architecture.md).
+let package = Package(
+  name: "MiniVMM",
+  products: [.executable(name: "minivmm", targets: ["minivmm"])],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+  ],
+  targets: [
+    .systemLibrary(
+      name: "CElf", path: "Sources/CElf", pkgConfig: "libelf", providers: [.apt(["libelf-dev"])]),
+    .systemLibrary(
+      name: "CSeccomp", path: "Sources/CSeccomp", pkgConfig: "libseccomp",
+      providers: [.apt(["libseccomp-dev"])]),
+    .target(name: "CLinux", path: "Sources/CLinux"),
+    .target(name: "CKVM", path: "Sources/CKVM"),
+    .target(name: "StateCodec", path: "Sources/StateCodec", swiftSettings: settings),
+    .target(name: "VirtioLayout", path: "Sources/VirtioLayout", swiftSettings: settings),
+    .target(
+      name: "GuestMemory", dependencies: ["CLinux"], path: "Sources/GuestMemory",
+      swiftSettings: settings),
+    .target(
+      name: "Devices", dependencies: ["GuestMemory", "StateCodec", "VirtioLayout", "CLinux"],
+      path: "Sources/Devices", swiftSettings: settings),
+    .target(
+      name: "MiniVMM", dependencies: ["Devices", "GuestMemory", "StateCodec", "CKVM", "CLinux", "CElf", "CSeccomp"],
+      path: "Sources/MiniVMM", swiftSettings: settings),
+    .executableTarget(
+      name: "minivmm",
+      dependencies: [
+        "MiniVMM", "Devices", "GuestMemory",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+      ],
+      path: "Sources/CLI", swiftSettings: settings),
+  ]
+)

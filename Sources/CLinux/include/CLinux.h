@@ -1,0 +1,136 @@
+// Linux system calls for Swift: every wrapper returns a result >= 0, or -errno, so that no call of ours can change errno
+// between the system call and its reading. EINTR is returned as it is; callers that sleep decide what it means.
+#pragma once
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <linux/falloc.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <termios.h>
+
+// --- files
+/// openat(AT_FDCWD) with O_CLOEXEC added.
+int lx_open(const char *path, int flags, int mode);
+int lx_close(int fd);
+ssize_t lx_read(int fd, void *buffer, size_t count);
+ssize_t lx_write(int fd, const void *buffer, size_t count);
+ssize_t lx_pread(int fd, void *buffer, size_t count, int64_t offset);
+ssize_t lx_pwrite(int fd, const void *buffer, size_t count, int64_t offset);
+ssize_t lx_readv(int fd, const struct iovec *vector, int count);
+ssize_t lx_writev(int fd, const struct iovec *vector, int count);
+/// preadv2/pwritev2; `flags` may hold LX_NOWAIT.
+ssize_t lx_preadv(int fd, const struct iovec *vector, int count, int64_t offset, int flags);
+ssize_t lx_pwritev(int fd, const struct iovec *vector, int count, int64_t offset, int flags);
+#define LX_NOWAIT 0x00000008
+int lx_fdatasync(int fd);
+int lx_fsync(int fd);
+int lx_fallocate(int fd, int mode, int64_t offset, int64_t length);
+int lx_ftruncate(int fd, int64_t length);
+int64_t lx_lseek(int fd, int64_t offset, int whence);
+int lx_fstat(int fd, struct stat *out);
+/// Size in bytes of a regular file or block device, or -errno (-EINVAL for anything else).
+int64_t lx_file_size(int fd);
+/// Exclusive or shared advisory lock on the open file (OFD), without waiting: -EAGAIN when another holds it.
+int lx_lock_file(int fd, int exclusive);
+int lx_set_nonblocking(int fd, int on);
+int lx_unlink(const char *path);
+int lx_rename(const char *from, const char *to);
+
+// --- memory
+/// A sealed-size memfd of `size` bytes.
+int lx_memfd(const char *name, uint64_t size);
+/// mmap; MAP_FAILED becomes NULL with the error in *error.
+void *lx_mmap(size_t length, int protection, int flags, int fd, int64_t offset, int *error);
+int lx_munmap(void *address, size_t length);
+int lx_madvise(void *address, size_t length, int advice);
+
+// --- events
+int lx_eventfd(unsigned initial);
+/// Adds 1. Never blocks (EFD_NONBLOCK): a full counter is as good as a signalled one.
+void lx_eventfd_signal(int fd);
+/// Reads and clears; 0 when it was clear.
+uint64_t lx_eventfd_take(int fd);
+int lx_epoll_create(void);
+/// `operation` is EPOLL_CTL_*; `token` comes back with the event.
+int lx_epoll_ctl(int epoll, int operation, int fd, uint32_t events, uint64_t token);
+int lx_epoll_wait(int epoll, struct epoll_event *events, int capacity, int timeout_ms);
+static inline uint64_t lx_epoll_token(const struct epoll_event *event) { return event->data.u64; }
+int lx_timerfd(void);
+/// One shot, `nanoseconds` from now; 0 disarms.
+int lx_timerfd_arm(int fd, uint64_t nanoseconds);
+uint64_t lx_monotonic_ns(void);
+uint64_t lx_realtime_ns(void);
+/// Fills with random bytes, or -errno.
+int lx_getrandom(void *buffer, size_t count);
+
+// --- network
+/// Opens /dev/net/tun and attaches to tap `name` with IFF_NO_PI | IFF_VNET_HDR, header size 12, non-blocking.
+/// Returns the descriptor, or -errno; *step names the call that failed (0 open, 1 TUNSETIFF, 2 TUNSETVNETHDRSZ).
+int lx_tap_open(const char *name, int *step);
+/// TUNSETOFFLOAD; flags of LX_TAP_*.
+int lx_tap_set_offload(int fd, unsigned flags);
+#define LX_TAP_CSUM 1u
+#define LX_TAP_TSO4 2u
+#define LX_TAP_TSO6 4u
+/// A unix socket of `type` (SOCK_STREAM, SOCK_SEQPACKET, SOCK_DGRAM), non-blocking, close-on-exec.
+int lx_unix_socket(int type);
+int lx_unix_connect(int fd, const char *path);
+int lx_unix_listen(int fd, const char *path, int backlog);
+int lx_accept(int fd);
+/// recvmsg of bytes and at most one descriptor (SCM_RIGHTS); *received_fd is -1 when there was none.
+ssize_t lx_receive_fd(int fd, void *buffer, size_t count, int *received_fd);
+ssize_t lx_send_fd(int fd, const void *buffer, size_t count, int sent_fd);
+/// send with MSG_NOSIGNAL | MSG_DONTWAIT
+ssize_t lx_send(int fd, const void *buffer, size_t count);
+ssize_t lx_sendv(int fd, const struct iovec *vector, int count);
+ssize_t lx_recv(int fd, void *buffer, size_t count);
+ssize_t lx_recvv(int fd, const struct iovec *vector, int count);
+
+// --- threads, signals, process
+int lx_gettid(void);
+/// Name (15 bytes at most) of the calling thread.
+void lx_set_thread_name(const char *name);
+/// Starts a joinable pthread that runs body(context). Returns 0 or -errno.
+int lx_thread_start(pthread_t *thread, void *(*body)(void *), void *context);
+int lx_thread_join(pthread_t thread);
+int lx_thread_signal(pthread_t thread, int signal);
+/// The first real-time signal glibc leaves free; MiniVMM kicks vCPU threads with it.
+int lx_kick_signal(void);
+/// Installs an empty handler (no SA_RESTART) for the kick signal.
+int lx_install_kick_handler(void);
+/// Blocks (1) or unblocks (0) `signal` in the calling thread.
+int lx_signal_mask(int signal, int block);
+int lx_isatty(int fd);
+/// Puts terminal `fd` into raw mode and stores what it was; also restores it at exit() and on fatal signals.
+int lx_terminal_raw(int fd);
+void lx_terminal_restore(void);
+/// Drops to `user` (name or numeric uid) and its group, all capabilities gone; -errno, or -ENOENT for an unknown user.
+int lx_drop_privileges(const char *user);
+int lx_no_new_privileges(void);
+/// A SIGSYS handler that writes one line naming the thread and the system call that a seccomp filter denied, and ends the
+/// process with `exit_code`. Async-signal-safe.
+int lx_install_sigsys_handler(int exit_code);
+/// The name of a system call, or NULL; for messages.
+const char *lx_syscall_name(int number);
+void lx_exit_now(int code) __attribute__((noreturn));
+const char *lx_strerror(int error);
+
+// --- hardware help
+/// CRC-32C (Castagnoli) of `count` bytes, continuing from `crc` (start with 0). SSE4.2 where the CPU has it.
+uint32_t lx_crc32c(uint32_t crc, const void *buffer, size_t count);
+/// Whether `count` bytes (a multiple of 64, 64-byte aligned) are all zero.
+int lx_is_zero(const void *buffer, size_t count);

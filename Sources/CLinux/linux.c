@@ -1,0 +1,175 @@
+#include "CLinux.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RESULT(expression)                  \
+  do {                                      \
+    __auto_type result_ = (expression);     \
+    return result_ < 0 ? -errno : result_;  \
+  } while (0)
+
+int lx_open(const char *path, int flags, int mode) { RESULT(open(path, flags | O_CLOEXEC, mode)); }
+int lx_close(int fd) { RESULT(close(fd)); }
+ssize_t lx_read(int fd, void *buffer, size_t count) { RESULT(read(fd, buffer, count)); }
+ssize_t lx_write(int fd, const void *buffer, size_t count) { RESULT(write(fd, buffer, count)); }
+ssize_t lx_pread(int fd, void *buffer, size_t count, int64_t offset) { RESULT(pread(fd, buffer, count, offset)); }
+ssize_t lx_pwrite(int fd, const void *buffer, size_t count, int64_t offset) { RESULT(pwrite(fd, buffer, count, offset)); }
+ssize_t lx_readv(int fd, const struct iovec *vector, int count) { RESULT(readv(fd, vector, count)); }
+ssize_t lx_writev(int fd, const struct iovec *vector, int count) { RESULT(writev(fd, vector, count)); }
+ssize_t lx_preadv(int fd, const struct iovec *vector, int count, int64_t offset, int flags) {
+  RESULT(preadv2(fd, vector, count, offset, flags));
+}
+ssize_t lx_pwritev(int fd, const struct iovec *vector, int count, int64_t offset, int flags) {
+  RESULT(pwritev2(fd, vector, count, offset, flags));
+}
+int lx_fdatasync(int fd) { RESULT(fdatasync(fd)); }
+int lx_fsync(int fd) { RESULT(fsync(fd)); }
+int lx_fallocate(int fd, int mode, int64_t offset, int64_t length) { RESULT(fallocate(fd, mode, offset, length)); }
+int lx_ftruncate(int fd, int64_t length) { RESULT(ftruncate(fd, length)); }
+int64_t lx_lseek(int fd, int64_t offset, int whence) { RESULT(lseek(fd, offset, whence)); }
+int lx_fstat(int fd, struct stat *out) { RESULT(fstat(fd, out)); }
+
+int64_t lx_file_size(int fd) {
+  struct stat status;
+  if (fstat(fd, &status) < 0) return -errno;
+  if (S_ISREG(status.st_mode)) return status.st_size;
+  uint64_t size;
+  if (!S_ISBLK(status.st_mode)) return -EINVAL;
+  if (ioctl(fd, BLKGETSIZE64, &size) < 0) return -errno;
+  return (int64_t)size;
+}
+
+int lx_lock_file(int fd, int exclusive) {
+  struct flock lock = {.l_type = exclusive ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET};
+  RESULT(fcntl(fd, F_OFD_SETLK, &lock));
+}
+
+int lx_set_nonblocking(int fd, int on) {
+  int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return -errno;
+  RESULT(fcntl(fd, F_SETFL, on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK));
+}
+
+int lx_unlink(const char *path) { RESULT(unlink(path)); }
+int lx_rename(const char *from, const char *to) { RESULT(rename(from, to)); }
+
+int lx_memfd(const char *name, uint64_t size) {
+  int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0) return -errno;
+  if (ftruncate(fd, (off_t)size) < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+    int error = errno;
+    close(fd);
+    return -error;
+  }
+  return fd;
+}
+
+void *lx_mmap(size_t length, int protection, int flags, int fd, int64_t offset, int *error) {
+  void *address = mmap(NULL, length, protection, flags, fd, offset);
+  if (address != MAP_FAILED) return address;
+  *error = errno;
+  return NULL;
+}
+int lx_munmap(void *address, size_t length) { RESULT(munmap(address, length)); }
+int lx_madvise(void *address, size_t length, int advice) { RESULT(madvise(address, length, advice)); }
+
+int lx_eventfd(unsigned initial) { RESULT(eventfd(initial, EFD_CLOEXEC | EFD_NONBLOCK)); }
+void lx_eventfd_signal(int fd) {
+  uint64_t one = 1;
+  while (write(fd, &one, sizeof one) < 0 && errno == EINTR) {
+  }
+}
+uint64_t lx_eventfd_take(int fd) {
+  uint64_t value;
+  ssize_t count;
+  while ((count = read(fd, &value, sizeof value)) < 0 && errno == EINTR) {
+  }
+  return count == sizeof value ? value : 0;
+}
+int lx_epoll_create(void) { RESULT(epoll_create1(EPOLL_CLOEXEC)); }
+int lx_epoll_ctl(int epoll, int operation, int fd, uint32_t events, uint64_t token) {
+  struct epoll_event event = {.events = events, .data.u64 = token};
+  RESULT(epoll_ctl(epoll, operation, fd, &event));
+}
+int lx_epoll_wait(int epoll, struct epoll_event *events, int capacity, int timeout_ms) {
+  RESULT(epoll_wait(epoll, events, capacity, timeout_ms));
+}
+int lx_timerfd(void) { RESULT(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)); }
+int lx_timerfd_arm(int fd, uint64_t nanoseconds) {
+  struct itimerspec spec = {.it_value = {.tv_sec = (time_t)(nanoseconds / 1000000000), .tv_nsec = (long)(nanoseconds % 1000000000)}};
+  RESULT(timerfd_settime(fd, 0, &spec, NULL));
+}
+static uint64_t clock_ns(clockid_t clock) {
+  struct timespec now;
+  clock_gettime(clock, &now);
+  return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+uint64_t lx_monotonic_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
+uint64_t lx_realtime_ns(void) { return clock_ns(CLOCK_REALTIME); }
+int lx_getrandom(void *buffer, size_t count) {
+  for (size_t done = 0; done < count;) {
+    ssize_t got = getrandom((char *)buffer + done, count - done, 0);
+    if (got < 0 && errno != EINTR) return -errno;
+    if (got > 0) done += (size_t)got;
+  }
+  return 0;
+}
+
+const char *lx_strerror(int error) {
+  const char *text = strerrordesc_np(error);
+  return text ? text : "unknown error";
+}
+void lx_exit_now(int code) { _exit(code); }
+
+// Table-driven CRC-32C for CPUs without SSE4.2, made at first use; the same value whoever makes it.
+static uint32_t crc_soft(uint32_t crc, const uint8_t *bytes, size_t count) {
+  static uint32_t table[256];
+  if (!table[1]) {
+    for (uint32_t i = 256; i-- > 0;) {
+      uint32_t value = i;
+      for (int bit = 0; bit < 8; bit++) value = value & 1 ? value >> 1 ^ 0x82f63b78 : value >> 1;
+      table[i] = value;
+    }
+  }
+  while (count--) crc = crc >> 8 ^ table[(crc ^ *bytes++) & 0xff];
+  return crc;
+}
+
+#ifdef __x86_64__
+__attribute__((target("sse4.2"))) static uint32_t crc_sse42(uint32_t crc, const uint8_t *bytes, size_t count) {
+  uint64_t wide = crc;
+  for (; count >= 8; bytes += 8, count -= 8) {
+    uint64_t word;
+    memcpy(&word, bytes, 8);
+    wide = __builtin_ia32_crc32di(wide, word);
+  }
+  crc = (uint32_t)wide;
+  while (count--) crc = __builtin_ia32_crc32qi(crc, *bytes++);
+  return crc;
+}
+#endif
+
+uint32_t lx_crc32c(uint32_t crc, const void *buffer, size_t count) {
+#ifdef __x86_64__
+  if (__builtin_cpu_supports("sse4.2")) return ~crc_sse42(~crc, buffer, count);
+#endif
+  return ~crc_soft(~crc, buffer, count);
+}
+
+int lx_is_zero(const void *buffer, size_t count) {
+  const uint64_t *words = buffer;
+  for (size_t index = 0; index < count / 8; index += 8) {
+    const uint64_t *line = words + index;
+    if (line[0] | line[1] | line[2] | line[3] | line[4] | line[5] | line[6] | line[7]) return 0;
+  }
+  return 1;
+}

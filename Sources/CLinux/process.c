@@ -1,0 +1,155 @@
+#include "CLinux.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <pthread.h>
+#include <pwd.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int lx_gettid(void) { return (int)syscall(SYS_gettid); }
+void lx_set_thread_name(const char *name) { prctl(PR_SET_NAME, name); }
+int lx_thread_start(pthread_t *thread, void *(*body)(void *), void *context) {
+  return -pthread_create(thread, NULL, body, context);
+}
+int lx_thread_join(pthread_t thread) { return -pthread_join(thread, NULL); }
+int lx_thread_signal(pthread_t thread, int signal) { return -pthread_kill(thread, signal); }
+
+int lx_kick_signal(void) { return SIGRTMIN; }
+static void ignore(int signal) { (void)signal; }
+int lx_install_kick_handler(void) {
+  struct sigaction action = {.sa_handler = ignore};
+  return sigaction(SIGRTMIN, &action, NULL) < 0 ? -errno : 0;
+}
+int lx_signal_mask(int signal, int block) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, signal);
+  return -pthread_sigmask(block ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
+}
+
+int lx_isatty(int fd) { return isatty(fd); }
+
+static struct termios saved_terminal;
+static volatile sig_atomic_t raw_descriptor = -1;
+
+void lx_terminal_restore(void) {
+  int fd = raw_descriptor;
+  if (fd < 0) return;
+  raw_descriptor = -1;
+  tcsetattr(fd, TCSANOW, &saved_terminal);
+}
+
+static void restore_and_die(int number) {
+  lx_terminal_restore();
+  signal(number, SIG_DFL);
+  raise(number);
+}
+
+int lx_terminal_raw(int fd) {
+  if (tcgetattr(fd, &saved_terminal) < 0) return -errno;
+  struct termios raw = saved_terminal;
+  cfmakeraw(&raw);
+  // The VMM's own lines, and guests that send bare line feeds, should still start at column 0.
+  raw.c_oflag |= OPOST | ONLCR;
+  raw_descriptor = fd;
+  if (tcsetattr(fd, TCSANOW, &raw) < 0) {
+    raw_descriptor = -1;
+    return -errno;
+  }
+  atexit(lx_terminal_restore);
+  static const int fatal[] = {SIGINT, SIGHUP, SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV};
+  for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++) {
+    struct sigaction action = {.sa_handler = restore_and_die, .sa_flags = SA_RESETHAND};
+    sigaction(fatal[i], &action, NULL);
+  }
+  return 0;
+}
+
+int lx_drop_privileges(const char *user) {
+  errno = 0;
+  char *end;
+  unsigned long number = strtoul(user, &end, 10);
+  struct passwd *entry = *user && !*end ? getpwuid((uid_t)number) : getpwnam(user);
+  uid_t uid;
+  gid_t gid;
+  if (entry) {
+    uid = entry->pw_uid;
+    gid = entry->pw_gid;
+  } else if (*user && !*end) {
+    uid = (uid_t)number;
+    gid = (gid_t)number;
+  } else {
+    return -ENOENT;
+  }
+  if (setgroups(0, NULL) < 0 || setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0) return -errno;
+  // A process that stays root loses its capabilities all the same.
+  struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+  struct __user_cap_data_struct none[2] = {0};
+  return syscall(SYS_capset, &header, none) < 0 ? -errno : 0;
+}
+
+int lx_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? -errno : 0; }
+
+static int sigsys_exit_code;
+
+static char *append(char *at, char *end, const char *text) {
+  while (*text && at < end) *at++ = *text++;
+  return at;
+}
+
+static void on_sigsys(int signal, siginfo_t *info, void *context) {
+  (void)signal;
+  (void)context;
+  char name[17] = {0}, line[160], digits[12], *at = line, *end = line + sizeof line - 1;
+  prctl(PR_GET_NAME, name);
+  int number = info->si_syscall, length = 0;
+  do digits[length++] = (char)('0' + number % 10);
+  while ((number /= 10) > 0 && length < 11);
+  at = append(at, end, "minivmm: thread ");
+  at = append(at, end, name);
+  at = append(at, end, ": its seccomp filter denied system call ");
+  const char *known = lx_syscall_name(info->si_syscall);
+  if (known) {
+    at = append(at, end, known);
+    at = append(at, end, " (");
+  }
+  while (length > 0 && at < end) *at++ = digits[--length];
+  at = append(at, end, known ? ")" : "");
+  at = append(at, end, "; run with --seccomp log to find what else it needs, and report it\n");
+  ssize_t ignored = write(STDERR_FILENO, line, (size_t)(at - line));
+  (void)ignored;
+  lx_terminal_restore();
+  _exit(sigsys_exit_code);
+}
+
+int lx_install_sigsys_handler(int exit_code) {
+  sigsys_exit_code = exit_code;
+  struct sigaction action = {.sa_sigaction = on_sigsys, .sa_flags = SA_SIGINFO};
+  return sigaction(SIGSYS, &action, NULL) < 0 ? -errno : 0;
+}
+
+// Only the calls a VMM thread could plausibly meet: a handler can't ask libseccomp, which allocates.
+const char *lx_syscall_name(int number) {
+#define NAME(call) case SYS_##call: return #call;
+  switch (number) {
+    NAME(read) NAME(write) NAME(open) NAME(openat) NAME(close) NAME(stat) NAME(fstat) NAME(newfstatat) NAME(lseek)
+    NAME(mmap) NAME(mprotect) NAME(munmap) NAME(mremap) NAME(brk) NAME(madvise) NAME(rt_sigaction) NAME(rt_sigprocmask)
+    NAME(ioctl) NAME(pread64) NAME(pwrite64) NAME(readv) NAME(writev) NAME(preadv2) NAME(pwritev2) NAME(socket)
+    NAME(connect) NAME(bind) NAME(listen) NAME(accept4) NAME(sendmsg) NAME(recvmsg) NAME(sendto) NAME(recvfrom)
+    NAME(clone) NAME(clone3) NAME(fork) NAME(vfork) NAME(execve) NAME(execveat) NAME(exit) NAME(exit_group) NAME(kill)
+    NAME(tgkill) NAME(futex) NAME(epoll_wait) NAME(epoll_pwait) NAME(epoll_ctl) NAME(eventfd2) NAME(timerfd_create)
+    NAME(timerfd_settime) NAME(fallocate) NAME(ftruncate) NAME(fsync) NAME(fdatasync) NAME(unlink) NAME(rename)
+    NAME(getrandom) NAME(memfd_create) NAME(prctl) NAME(ptrace) NAME(poll) NAME(ppoll) NAME(sched_yield)
+    NAME(clock_nanosleep) NAME(nanosleep) NAME(getpid) NAME(gettid) NAME(fcntl) NAME(dup) NAME(dup2) NAME(pipe2)
+    NAME(setuid) NAME(setgid) NAME(setresuid) NAME(setresgid) NAME(capset) NAME(mount) NAME(chroot) NAME(reboot)
+    NAME(seccomp) NAME(rseq) NAME(set_robust_list) NAME(sigaltstack) NAME(readlink) NAME(access) NAME(statx)
+    NAME(clock_gettime) NAME(gettimeofday) NAME(getrusage) NAME(prlimit64) NAME(sched_getaffinity) NAME(io_uring_setup)
+    default: return NULL;
+  }
+#undef NAME
+}

@@ -1,0 +1,16 @@
+public import StateCodec
+
+/// A device whose state belongs to the machine: what a snapshot or a checkpoint has to carry.
+///
+/// Order of a save: vCPUs stopped, device thread parked, ``quiesce()``, ``save(to:)``. Order of a restore: a machine of
+/// the same shape, nothing running, ``restore(from:)``, guest RAM already in place, then ``resume()``.
+public protocol MachineDevice: AnyObject, Sendable {
+  /// Short and unique in its machine, such as "net0": names the device in messages and pairs saved state with it.
+  var name: String { get }
+  /// Finishes what is in flight on other threads (disk requests), so that the state below is whole.
+  func quiesce()
+  func save(to writer: inout StateWriter)
+  func restore(from reader: inout StateReader) throws(StateError)
+  /// Looks at everything that may have happened meanwhile: queues with new buffers, host back ends with data.
+  func resume()
+}
