@@ -13,7 +13,7 @@ let settings: [SwiftSetting] = [
 // Rooms, lowest first: each may import those above it in this list, never below (docs/architecture.md).
 let package = Package(
   name: "MiniVMM",
-  products: [.executable(name: "minivmm", targets: ["minivmm"])],
+  products: [.executable(name: "minivmm", targets: ["CLI"])],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
@@ -38,7 +38,7 @@ let package = Package(
       name: "MiniVMM", dependencies: ["Devices", "GuestMemory", "StateCodec", "CKVM", "CLinux", "CElf", "CSeccomp"],
       path: "Sources/MiniVMM", swiftSettings: settings),
     .executableTarget(
-      name: "minivmm",
+      name: "CLI",
       dependencies: [
         "MiniVMM", "Devices", "GuestMemory",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),

@@ -71,7 +71,7 @@ public final class EventLoop: Sendable {
   /// Runs until ``stop()``. The body of the device thread.
   public func run() {
     let table = registrations.withLock { $0 }
-    var events = [epoll_event](repeating: epoll_event(), count: 64)
+    var events = unsafe [epoll_event](repeating: epoll_event(), count: 64)
     guard enterRunning() else { return }
     // Whoever waits in park() while stop() wins must not wait for ever.
     defer { lx_eventfd_signal(changed) }
@@ -85,7 +85,7 @@ public final class EventLoop: Sendable {
         let token = unsafe withUnsafePointer(to: events[index]) { unsafe lx_epoll_token($0) }
         guard token != UInt64.max else { continue }
         let registration = table[Int(token)]
-        registration.handler.ready(tag: registration.tag, events: events[index].events)
+        unsafe registration.handler.ready(tag: registration.tag, events: events[index].events)
       }
       if lx_eventfd_take(wake) > 0, !parkOrStop() { return }
     }

@@ -5,7 +5,7 @@ internal import Synchronization
 /// A set of guest pages that any thread adds to and one thread harvests: a bitmap of atomic words.
 ///
 /// 1 bit a page: 32 KiB for a GiB of RAM. The words come from mmap and start at zero, so untouched ones cost nothing.
-public final class DirtyPages: Sendable {
+@safe public final class DirtyPages: Sendable {
   /// Number of pages covered.
   public let count: Int
   private nonisolated(unsafe) let words: UnsafeMutablePointer<Atomic<UInt64>>

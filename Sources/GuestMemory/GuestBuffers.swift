@@ -1,4 +1,4 @@
-public import CLinux
+package import CLinux
 internal import Glibc
 
 /// Pieces of guest RAM in order, each checked to lie inside one region when it was added: one direction of a descriptor
@@ -61,7 +61,7 @@ extension GuestMemory {
   public func gather(
     _ buffers: GuestBuffers, offset: UInt64 = 0, into destination: UnsafeMutableRawBufferPointer
   ) -> Int {
-    guard var target = unsafe destination.baseAddress else { return 0 }
+    guard var target = destination.baseAddress else { return 0 }
     return unsafe visit(buffers, offset: offset, count: UInt64(destination.count)) { host, length, _ in
       unsafe target.copyMemory(from: host, byteCount: length)
       unsafe target += length
@@ -85,7 +85,7 @@ extension GuestMemory {
   public func scatter(
     _ source: UnsafeRawBufferPointer, to buffers: GuestBuffers, offset: UInt64 = 0
   ) -> Int {
-    guard var from = unsafe source.baseAddress else { return 0 }
+    guard var from = source.baseAddress else { return 0 }
     return unsafe visit(buffers, offset: offset, count: UInt64(source.count)) { host, length, address in
       unsafe host.copyMemory(from: from, byteCount: length)
       unsafe from += length

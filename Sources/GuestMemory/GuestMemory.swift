@@ -1,6 +1,6 @@
 internal import CLinux
 internal import Glibc
-public import Synchronization
+internal import Synchronization
 
 /// Why guest RAM could not be made or touched.
 public enum GuestMemoryError: Error, Equatable, Sendable {
@@ -31,7 +31,7 @@ extension GuestMemoryError: CustomStringConvertible {
 /// the bytes are stored, so that a harvest between the two can only see the page again, never miss it.
 ///
 /// Safe from any thread. The guest changes memory at any time: what decides something is read once, into a value.
-public final class GuestMemory: Sendable {
+@safe public final class GuestMemory: Sendable {
   public static let pageSize: UInt64 = 4096
   /// RAM stops here and goes on at ``highStart``; device windows live between.
   public static let holeStart: UInt64 = 0xc000_0000
@@ -148,21 +148,21 @@ public final class GuestMemory: Sendable {
 
   /// Copies `destination.count` bytes out of the guest.
   public func read(into destination: UnsafeMutableRawBufferPointer, at address: UInt64) throws(GuestMemoryError) {
-    let count = unsafe UInt64(destination.count)
+    let count = UInt64(destination.count)
     guard let host = unsafe hostPointer(at: address, count: count) else {
       throw .outsideRAM(address: address, count: count)
     }
-    guard let start = unsafe destination.baseAddress else { return }
+    guard let start = destination.baseAddress else { return }
     unsafe start.copyMemory(from: host, byteCount: destination.count)
   }
 
   /// Copies bytes into the guest and marks their pages.
   public func write(_ source: UnsafeRawBufferPointer, at address: UInt64) throws(GuestMemoryError) {
-    let count = unsafe UInt64(source.count)
+    let count = UInt64(source.count)
     guard let host = unsafe hostPointer(at: address, count: count) else {
       throw .outsideRAM(address: address, count: count)
     }
-    guard let start = unsafe source.baseAddress else { return }
+    guard let start = source.baseAddress else { return }
     unsafe host.copyMemory(from: start, byteCount: source.count)
     markDirty(address: address, count: count)
   }

@@ -29,7 +29,7 @@ extension StateError: CustomStringConvertible {
 
 /// A section tag from four ASCII characters.
 public func sectionTag(_ name: StaticString) -> UInt32 {
-  unsafe name.withUTF8Buffer { characters in
+  name.withUTF8Buffer { characters in
     unsafe characters.prefix(4).reversed().reduce(0) { $0 << 8 | UInt32($1) }
   }
 }

@@ -4,6 +4,11 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+// Swift's Glibc module sees fd_set without X/Open names; both modules must agree on its one field.
+#include <features.h>
+#undef __USE_XOPEN
+#include <sys/select.h>
+#define __USE_XOPEN 1
 #include <linux/falloc.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>

@@ -1,5 +1,5 @@
 public import GuestMemory
-public import StateCodec
+internal import StateCodec
 internal import Synchronization
 internal import VirtioLayout
 
