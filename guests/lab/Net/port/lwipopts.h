@@ -1,0 +1,69 @@
+// lwIP as the lab guest uses it: raw API, one thread, IPv4, all memory in fixed pools.
+#pragma once
+
+#define NO_SYS 1
+#define SYS_LIGHTWEIGHT_PROT 0
+#define LWIP_NETCONN 0
+#define LWIP_SOCKET 0
+#define LWIP_NO_CTYPE_H 1
+#define LWIP_NO_LIMITS_H 1
+#define LWIP_NO_UNISTD_H 1
+#define LWIP_NO_INTTYPES_H 1
+
+#define LWIP_IPV4 1
+#define LWIP_IPV6 0
+#define LWIP_ARP 1
+#define LWIP_ICMP 1
+#define LWIP_UDP 1
+#define LWIP_TCP 1
+#define LWIP_DNS 0
+#define LWIP_DHCP 0
+#define LWIP_IGMP 0
+#define LWIP_RAW 0
+#define LWIP_NETIF_API 0
+#define IP_REASSEMBLY 1
+#define IP_FRAG 1
+#define LWIP_NETIF_TX_SINGLE_PBUF 0
+#define LWIP_SUPPORT_CUSTOM_PBUF 1
+#define ARP_QUEUEING 1
+
+// Memory. The heap holds headers and copied data; payload of large values is sent from where it is.
+#define MEM_ALIGNMENT 16
+#define MEM_SIZE (4 * 1024 * 1024)
+#define MEM_LIBC_MALLOC 0
+#define MEMP_MEM_MALLOC 0
+#define MEMP_NUM_TCP_PCB 512
+#define MEMP_NUM_TCP_PCB_LISTEN 8
+#define MEMP_NUM_UDP_PCB 8
+#define MEMP_NUM_TCP_SEG 16384
+#define MEMP_NUM_PBUF 16384
+#define MEMP_NUM_ARP_QUEUE 64
+#define PBUF_POOL_SIZE 16
+#define TCP_LISTEN_BACKLOG 1
+#define TCP_DEFAULT_LISTEN_BACKLOG 255
+
+// TCP
+#define TCP_MSS 1460
+#define LWIP_WND_SCALE 1
+#define TCP_RCV_SCALE 3
+#define TCP_WND (256 * 1024)
+#define TCP_SND_BUF (256 * 1024)
+#define TCP_SND_QUEUELEN 1024
+#define TCP_SNDLOWAT (48 * 1024)
+#define TCP_SNDQUEUELOWAT 256
+#define TCP_OVERSIZE TCP_MSS
+#define LWIP_DISABLE_TCP_SANITY_CHECKS 1  // they compare the window with PBUF_POOL, which is not used here
+#define TCP_QUEUE_OOSEQ 1
+#define TCP_OOSEQ_MAX_PBUFS 64
+#define LWIP_TCP_TIMESTAMPS 0
+#define LWIP_TCP_SACK_OUT 1
+#define LWIP_TCP_KEEPALIVE 1
+#define TCP_MSL 1000UL
+#define SO_REUSE 1
+
+// Checksums are left to the device where it offers that: decided for each interface and, on receive, each frame.
+#define LWIP_CHECKSUM_CTRL_PER_NETIF 1
+#define LWIP_CHKSUM_ALGORITHM 3
+
+#define LWIP_STATS 0
+#define LWIP_DEBUG 0
