@@ -68,6 +68,11 @@ public final class EventLoop: Sendable {
     lx_epoll_ctl(epoll, EPOLL_CTL_MOD, source.descriptor, events, source.token)
   }
 
+  /// Stops listening to a descriptor for good.
+  public func unregister(_ source: Source) {
+    lx_epoll_ctl(epoll, EPOLL_CTL_DEL, source.descriptor, 0, source.token)
+  }
+
   /// Runs until ``stop()``. The body of the device thread.
   public func run() {
     let table = registrations.withLock { $0 }

@@ -1,0 +1,141 @@
+internal import CLinux
+internal import Glibc
+internal import GuestMemory
+
+/// Why a disk could not be opened. The message says what to do about it.
+public enum DiskError: Error, Equatable, Sendable {
+  case open(path: String, errno: Int32)
+  /// Neither a regular file nor a block device.
+  case notADisk(path: String)
+  case empty(path: String)
+  /// Another process holds a lock that excludes ours.
+  case busy(path: String)
+  case system(path: String, operation: String, errno: Int32)
+}
+
+extension DiskError: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .open(let path, let error):
+      "cannot open disk \(path): \(unsafe String(cString: lx_strerror(error))); "
+        + (error == ENOENT
+          ? "create it (truncate -s 1G \(path)) or correct the path" : "check its permissions, or add ,ro")
+    case .notADisk(let path): "disk \(path) is neither a file nor a block device; give a raw image"
+    case .empty(let path): "disk \(path) is smaller than one sector (512 bytes); give a raw image with a size"
+    case .busy(let path): "disk \(path) is in use by another process; stop it, or open both with ,ro"
+    case .system(let path, let operation, let error):
+      "\(operation) on disk \(path): \(unsafe String(cString: lx_strerror(error))); try another file system"
+    }
+  }
+}
+
+/// A raw image file or block device. Calls may come from several threads; the kernel keeps the file position out of it.
+public final class DiskFile: Sendable {
+  /// What came of a request's I/O.
+  public enum Outcome: Sendable, Equatable {
+    case done
+    /// Can't be finished without waiting; only with `nowait`.
+    case wouldBlock
+    case failed(Int32)
+  }
+
+  public let isReadOnly: Bool
+  /// Capacity in bytes, a multiple of 512, fixed when opened.
+  public let capacity: UInt64
+  private let descriptor: CInt
+
+  /// Opens and locks the image: writers exclude everybody, readers exclude writers.
+  public init(path: String, readOnly: Bool) throws(DiskError) {
+    let fd = unsafe lx_open(path, readOnly ? O_RDONLY : O_RDWR, 0)
+    guard fd >= 0 else { throw .open(path: path, errno: -fd) }
+    let size = lx_file_size(fd)
+    let lock = lx_lock_file(fd, readOnly ? 0 : 1)
+    if size < 512 || lock < 0 {
+      lx_close(fd)
+      if size == Int64(-EINVAL) { throw .notADisk(path: path) }
+      if size < 0 { throw .system(path: path, operation: "fstat", errno: Int32(truncatingIfNeeded: -size)) }
+      if size < 512 { throw .empty(path: path) }
+      if lock == -EAGAIN || lock == -EACCES { throw .busy(path: path) }
+      throw .system(path: path, operation: "lock", errno: -lock)
+    }
+    descriptor = fd
+    isReadOnly = readOnly
+    capacity = UInt64(size) & ~511
+  }
+
+  deinit { lx_close(descriptor) }
+
+  /// Reads `count` bytes at `position` into `buffers`, from `offset` in them on.
+  /// - Parameter nowait: give up with ``Outcome/wouldBlock`` rather than wait for the device (page cache misses).
+  func read(
+    _ memory: GuestMemory, _ buffers: GuestBuffers, count: UInt64, position: UInt64, nowait: Bool
+  ) -> Outcome {
+    unsafe transfer(memory, buffers, offset: 0, count: count, position: position) { vectors, at in
+      unsafe lx_preadv(descriptor, vectors.baseAddress, CInt(vectors.count), at, nowait ? LX_NOWAIT : 0)
+    }
+  }
+
+  /// Writes `count` bytes from `buffers`, from `offset` in them on, at `position`.
+  func write(
+    _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64, nowait: Bool
+  ) -> Outcome {
+    unsafe transfer(memory, buffers, offset: offset, count: count, position: position) { vectors, at in
+      unsafe lx_pwritev(descriptor, vectors.baseAddress, CInt(vectors.count), at, nowait ? LX_NOWAIT : 0)
+    }
+  }
+
+  /// Goes on after short transfers; a transfer of nothing is the end of a file that was cut short behind our back.
+  private func transfer(
+    _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64,
+    _ call: (UnsafeMutableBufferPointer<iovec>, Int64) -> Int
+  ) -> Outcome {
+    var done: UInt64 = 0
+    while done < count {
+      let result = unsafe memory.withVectors(buffers, offset: offset + done, count: count - done) { vectors in
+        unsafe call(vectors, Int64(position + done))
+      }
+      if result > 0 {
+        done += UInt64(result)
+      } else if result == 0 {
+        return .failed(EIO)
+      } else if result == -Int(EAGAIN) || result == -Int(EOPNOTSUPP) {
+        return .wouldBlock
+      } else if result != -Int(EINTR) {
+        return .failed(Int32(truncatingIfNeeded: -result))
+      }
+    }
+    return .done
+  }
+
+  /// Makes everything written durable.
+  func flush() -> Outcome {
+    let result = lx_fdatasync(descriptor)
+    return result < 0 ? .failed(-result) : .done
+  }
+
+  /// Gives a range back to the file system; it reads as zeros afterwards where holes are supported, and keeps its
+  /// contents elsewhere, which DISCARD allows.
+  func discard(position: UInt64, count: UInt64) -> Outcome {
+    let result = lx_fallocate(
+      descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, Int64(position), Int64(count))
+    return result < 0 && result != -EOPNOTSUPP ? .failed(-result) : .done
+  }
+
+  /// Makes a range read as zeros; with `unmap` it may be deallocated.
+  func writeZeroes(position: UInt64, count: UInt64, unmap: Bool) -> Outcome {
+    let mode = unmap ? FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE : FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
+    let result = lx_fallocate(descriptor, mode, Int64(position), Int64(count))
+    guard result == -EOPNOTSUPP else { return result < 0 ? .failed(-result) : .done }
+    // File systems without either: plain zeros, in bounded pieces.
+    return unsafe withUnsafeTemporaryAllocation(byteCount: 64 << 10, alignment: 4096) { zeros in
+      _ = unsafe zeros.initializeMemory(as: UInt8.self, repeating: 0)
+      var done: UInt64 = 0
+      while done < count {
+        let written = unsafe lx_pwrite(
+          descriptor, zeros.baseAddress, Int(min(count - done, UInt64(zeros.count))), Int64(position + done))
+        if written > 0 { done += UInt64(written) } else if written != -Int(EINTR) { return .failed(EIO) }
+      }
+      return .done
+    }
+  }
+}

@@ -1,0 +1,107 @@
+internal import GuestMemory
+internal import Synchronization
+
+/// Requests on their way through the worker threads: one slot each, no more than the queue has heads.
+///
+/// A slot is filled and emptied under the transport's lock, and in between belongs to one worker; the lock here only
+/// hands it over.
+final class DiskSlots: Sendable {
+  private struct Slot {
+    var chain = DescriptorChain()
+    var request: BlockRequest?
+    var memory: GuestMemory?
+    var outcome = DiskFile.Outcome.done
+  }
+
+  private struct Table {
+    var slots: [Slot] = []
+    var free: [Int] = []
+    var finished: [Int] = []
+    var spare = DescriptorChain()
+  }
+
+  private let disk: DiskFile
+  private let table = Mutex(Table())
+
+  init(disk: DiskFile) { self.disk = disk }
+
+  /// The chain that requests on the device thread are popped into; kept for its capacity.
+  var spareChain: DescriptorChain {
+    get {
+      table.withLock { table in
+        var chain = DescriptorChain()
+        swap(&chain, &table.spare)
+        return chain
+      }
+    }
+    set { table.withLock { $0.spare = newValue } }
+  }
+
+  /// Moves a request into a free slot; `chain` becomes another, empty one.
+  func fill(_ chain: inout DescriptorChain, _ request: BlockRequest, _ memory: GuestMemory) -> Int {
+    table.withLock { table in
+      let index: Int
+      if let free = table.free.popLast() {
+        index = free
+      } else {
+        index = table.slots.count
+        table.slots.append(Slot())
+      }
+      swap(&table.slots[index].chain, &chain)
+      table.slots[index].request = request
+      table.slots[index].memory = memory
+      return index
+    }
+  }
+
+  /// Does a slot's work. Worker thread.
+  func perform(_ index: Int) {
+    let slot = table.withLock { $0.slots[index] }
+    guard let request = slot.request, let memory = slot.memory else { return }
+    let outcome = perform(request, slot.chain, memory)
+    table.withLock { $0.slots[index].outcome = outcome }
+  }
+
+  private func perform(_ request: BlockRequest, _ chain: DescriptorChain, _ memory: GuestMemory) -> DiskFile.Outcome {
+    switch request.operation {
+    case .read(let position, let count):
+      return disk.read(memory, chain.writable, count: count, position: position, nowait: false)
+    case .write(let position, let count):
+      return disk.write(memory, chain.readable, offset: 16, count: count, position: position, nowait: false)
+    case .flush: return disk.flush()
+    case .discard(let ranges):
+      for range in ranges {
+        let outcome = disk.discard(position: range.position, count: range.count)
+        guard outcome == .done else { return outcome }
+      }
+      return .done
+    case .writeZeroes(let ranges):
+      for range in ranges {
+        let outcome = disk.writeZeroes(position: range.position, count: range.count, unmap: range.unmap)
+        guard outcome == .done else { return outcome }
+      }
+      return .done
+    case .identify, .refuse: return .done
+    }
+  }
+
+  /// Hands every finished request to `body` and frees its slot.
+  func takeFinished(
+    _ workers: DiskWorkers, _ body: (DescriptorChain, BlockRequest, DiskFile.Outcome) -> Void
+  ) {
+    var finished: [Int] = []
+    table.withLock { swap(&finished, &$0.finished) }
+    workers.takeFinished(into: &finished)
+    for index in finished {
+      let slot = table.withLock { $0.slots[index] }
+      if let request = slot.request { body(slot.chain, request, slot.outcome) }
+      table.withLock { table in
+        table.slots[index].request = nil
+        table.slots[index].memory = nil
+        table.free.append(index)
+      }
+    }
+    finished.removeAll(keepingCapacity: true)
+    table.withLock { swap(&finished, &$0.finished) }
+  }
+}

@@ -1,0 +1,28 @@
+public import GuestMemory
+
+/// Where a network card's frames go and come from on the host. Called on the device thread only.
+///
+/// Frames travel with a virtio-net header (12 bytes) in front. A back end without offloads never gives one that asks
+/// anything of the receiver, and is never sent one.
+public protocol FrameBackend: AnyObject, Sendable {
+  /// Descriptor to wait on with epoll.
+  var descriptor: CInt { get }
+  /// Checksum and segmentation features of virtio-net that the back end can carry (``NetFeature`` bits).
+  var offloads: UInt64 { get }
+  /// Tells the back end what the driver agreed to receive (``NetFeature`` guest bits).
+  func setGuestOffloads(_ features: UInt64)
+  /// Sends the `count` bytes from `offset` on in `frame`, behind `header`.
+  func send(_ header: [UInt8], _ frame: GuestBuffers, offset: UInt64, count: UInt64, memory: GuestMemory) -> SendResult
+  /// Sends what is left of an earlier frame; true when nothing is left.
+  func flush() -> Bool
+  /// Receives a header and a frame into `buffer`: bytes, 0 when none waits, or -errno when the back end has gone.
+  func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int
+}
+
+public enum SendResult: Sendable, Equatable {
+  case sent
+  /// The host side is full; try the same frame again when the descriptor is writable.
+  case full
+  /// The frame can't be sent, now or later.
+  case dropped
+}

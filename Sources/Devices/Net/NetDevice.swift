@@ -1,0 +1,278 @@
+internal import CLinux
+internal import GuestMemory
+public import StateCodec
+internal import Synchronization
+internal import VirtioLayout
+
+/// Counters of one network card.
+public final class NetStatistics: Sendable {
+  public let receivedFrames = AtomicCounter()
+  public let sentFrames = AtomicCounter()
+  /// Frames the guest wanted sent that were malformed or that the host side refused.
+  public let droppedTransmit = AtomicCounter()
+  /// Frames for the guest that no buffer of its could hold.
+  public let droppedReceive = AtomicCounter()
+  /// 1 once the tap or peer has gone; the card then drops what the guest sends.
+  public let backendLost = AtomicCounter()
+}
+
+/// virtio-net (virtio 1.2 §5.1): one receive and one transmit queue between a guest and a ``FrameBackend``.
+///
+/// A frame is taken from the host only when the guest has a buffer, so a guest that starves its receive queue leaves
+/// frames where the host bounds them. Transmit reads each header once and checks it before the host sees it.
+public final class NetDevice: VirtioDevice {
+  static let backendTag = VirtioMMIO.deviceTag
+  static let receiveQueue = 0
+  static let transmitQueue = 1
+  /// Frames of one visit, in each direction, before others get the thread.
+  static let visitLimit = 128
+  /// A 64 KiB GSO frame with its Ethernet and virtio headers.
+  static let maximumPacket = 65_550 + NetHeader.size
+
+  public let statistics = NetStatistics()
+  private let backend: any FrameBackend
+  private let mac: [UInt8]
+  private let state: Mutex<State>
+
+  private struct State {
+    var features: UInt64 = 0
+    var source: EventLoop.Source?
+    var loop: EventLoop?
+    var interest: UInt32 = EPOLLIN.rawValue
+    /// A received packet (header and frame) that waits for guest buffers.
+    var packet = [UInt8](repeating: 0, count: NetDevice.maximumPacket)
+    var packetCount = 0
+    var chain = DescriptorChain()
+    /// Chains one received packet is being spread over.
+    var heads: [UInt16] = []
+    var written: [UInt32] = []
+    var buffers: [GuestBuffers] = []
+    var header = [UInt8](repeating: 0, count: NetHeader.size)
+  }
+
+  /// - Parameter mac: six bytes.
+  public init(backend: any FrameBackend, mac: [UInt8]) {
+    self.backend = backend
+    self.mac = mac
+    state = Mutex(State())
+  }
+
+  public var deviceID: UInt32 { DeviceID.network }
+  public var queueCount: Int { 2 }
+  public var features: UInt64 { backend.offloads | NetFeature.macAddress | NetFeature.mergeableBuffers }
+  /// struct virtio_net_config: the MAC address, then a status field that nobody negotiated.
+  public var configuration: [UInt8] { mac + [0, 0, 0, 0] }
+
+  public func attach(to loop: EventLoop, handler: any EventHandler) throws(HostError) {
+    let source = try loop.register(
+      backend.descriptor, events: 0, handler: handler, tag: Self.backendTag)
+    state.withLock { state in
+      state.loop = loop
+      state.source = source
+      state.interest = 0
+    }
+  }
+
+  public func activate(features: UInt64) {
+    backend.setGuestOffloads(features)
+    state.withLock { state in
+      state.features = features
+      setInterest(EPOLLIN.rawValue, &state)
+    }
+  }
+
+  public func reset() {
+    state.withLock { state in
+      state.packetCount = 0
+      state.features = 0
+      setInterest(0, &state)
+    }
+  }
+
+  public func resume() {
+    state.withLock { state in
+      guard let loop = state.loop, let source = state.source else { return }
+      loop.setInterest(source, events: state.interest)
+    }
+  }
+
+  private func setInterest(_ events: UInt32, _ state: inout State) {
+    guard events != state.interest, let loop = state.loop, let source = state.source else { return }
+    state.interest = events
+    loop.setInterest(source, events: events)
+  }
+
+  public func process(queue: Int, _ queues: inout QueueSet) -> Bool {
+    state.withLock { state in
+      queue == Self.receiveQueue ? receive(&state, &queues) : transmit(&state, &queues)
+    }
+  }
+
+  public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) {
+    state.withLock { state in
+      if events & (EPOLLERR.rawValue | EPOLLHUP.rawValue) != 0 {
+        // The tap was deleted or the peer has closed. epoll reports that whatever the interest: stop listening.
+        if let source = state.source { state.loop?.unregister(source) }
+        state.source = nil
+        statistics.backendLost.add(1)
+        return
+      }
+      if events & EPOLLOUT.rawValue != 0, backend.flush() {
+        setInterest(state.interest & ~EPOLLOUT.rawValue, &state)
+        if transmit(&state, &queues) { setInterest(state.interest | EPOLLOUT.rawValue, &state) }
+      }
+      // Level-triggered: what is left after one visit brings us back.
+      if events & ~EPOLLOUT.rawValue != 0 { _ = receive(&state, &queues) }
+    }
+  }
+
+  // MARK: To the guest
+
+  private func receive(_ state: inout State, _ queues: inout QueueSet) -> Bool {
+    let queue = Self.receiveQueue
+    guard queues.isUsable(queue) else {
+      setInterest(state.interest & ~EPOLLIN.rawValue, &state)
+      return false
+    }
+    defer { queues.flush(queue) }
+    for _ in 0..<Self.visitLimit {
+      guard queues.hasPending(queue) || queues.enableNotifications(queue) else {
+        // No buffer: leave frames with the host until the guest notifies.
+        setInterest(state.interest & ~EPOLLIN.rawValue, &state)
+        return false
+      }
+      if state.packetCount == 0 {
+        let count = unsafe state.packet.withUnsafeMutableBytes { unsafe backend.receive(into: $0) }
+        if count < 0 {
+          // The tap or peer has gone for good: an interest left on would spin.
+          setInterest(0, &state)
+          return false
+        }
+        guard count > NetHeader.size else {
+          setInterest(state.interest | EPOLLIN.rawValue, &state)
+          return false
+        }
+        state.packetCount = count
+      }
+      switch deliver(&state, &queues) {
+      case .delivered:
+        state.packetCount = 0
+        statistics.receivedFrames.add(1)
+      case .dropped:
+        state.packetCount = 0
+        statistics.droppedReceive.add(1)
+      case .needsBuffers:
+        guard queues.enableNotifications(queue) else {
+          setInterest(state.interest & ~EPOLLIN.rawValue, &state)
+          return false
+        }
+      }
+    }
+    setInterest(state.interest | EPOLLIN.rawValue, &state)
+    return false
+  }
+
+  private enum Delivery { case delivered, dropped, needsBuffers }
+
+  /// Spreads the waiting packet over as many chains as it needs; all become visible to the driver at once.
+  private func deliver(_ state: inout State, _ queues: inout QueueSet) -> Delivery {
+    let queue = Self.receiveQueue
+    let mergeable = state.features & NetFeature.mergeableBuffers != 0
+    if state.features & NetFeature.guestChecksum == 0 { state.packet[0] = 0 }
+    var offset = 0
+    state.heads.removeAll(keepingCapacity: true)
+    state.written.removeAll(keepingCapacity: true)
+    var first: GuestBuffers?
+    while offset < state.packetCount {
+      guard queues.pop(queue, into: &state.chain) else {
+        // A broken ring has stopped the device; an empty one is tried again.
+        queues.unpop(queue, state.heads[...])
+        return .needsBuffers
+      }
+      let room = Int(state.chain.writable.count)
+      if offset == 0, room < NetHeader.size || (!mergeable && room < state.packetCount) {
+        // Too small ever to hold it: the buffer goes back, the frame is lost.
+        queues.mistakes.add(.request)
+        queues.push(queue, head: state.chain.head, written: 0)
+        return .dropped
+      }
+      let count = min(room, state.packetCount - offset)
+      let packet = state.packet
+      unsafe packet.withUnsafeBytes { bytes in
+        _ = unsafe queues.memory.scatter(
+          UnsafeRawBufferPointer(rebasing: bytes[offset..<offset + count]), to: state.chain.writable)
+      }
+      if offset == 0 { first = state.chain.writable }
+      state.heads.append(state.chain.head)
+      state.written.append(UInt32(count))
+      offset += count
+    }
+    if let first {
+      // §5.1.6.4.1: num_buffers is 1 when buffers were not merged.
+      queues.memory.scatter(UInt16(state.heads.count), to: first, offset: 10)
+    }
+    for (head, written) in zip(state.heads, state.written) { queues.push(queue, head: head, written: written) }
+    return .delivered
+  }
+
+  // MARK: From the guest
+
+  /// True when the visit's share is used up and chains are left.
+  private func transmit(_ state: inout State, _ queues: inout QueueSet) -> Bool {
+    let queue = Self.transmitQueue
+    guard state.interest & EPOLLOUT.rawValue == 0, queues.isUsable(queue) else { return false }
+    queues.disableNotifications(queue)
+    for count in 1...Self.visitLimit {
+      guard queues.pop(queue, into: &state.chain) else {
+        queues.flush(queue)
+        guard queues.enableNotifications(queue) else { return false }
+        continue
+      }
+      switch send(&state, &queues) {
+      case .sent: statistics.sentFrames.add(1)
+      case .dropped: statistics.droppedTransmit.add(1)
+      case .full:
+        queues.unpop(queue, [state.chain.head])
+        queues.flush(queue)
+        setInterest(state.interest | EPOLLOUT.rawValue, &state)
+        return false
+      }
+      queues.push(queue, head: state.chain.head, written: 0)
+      if count % 32 == 0 { queues.flush(queue) }
+    }
+    queues.flush(queue)
+    return true
+  }
+
+  private func send(_ state: inout State, _ queues: inout QueueSet) -> SendResult {
+    let frame = state.chain.readable
+    guard
+      let header = queues.memory.gather(NetHeader.self, frame),
+      NetFrameRules.accepts(header, frameLength: Int(frame.count) - NetHeader.size, features: state.features)
+    else {
+      queues.mistakes.add(.request)
+      return .dropped
+    }
+    NetFrameRules.encode(header, into: &state.header)
+    return backend.send(
+      state.header, frame, offset: UInt64(NetHeader.size), count: frame.count - UInt64(NetHeader.size),
+      memory: queues.memory)
+  }
+
+  // MARK: State
+
+  public func quiesce(_ queues: inout QueueSet) {}
+
+  public func save(to writer: inout StateWriter) {
+    state.withLock { writer.put(Array($0.packet[..<$0.packetCount])) }
+  }
+
+  public func restore(from reader: inout StateReader) throws(StateError) {
+    let packet = try reader.get([UInt8].self)
+    guard packet.count <= Self.maximumPacket else { throw .invalid("a waiting frame of \(packet.count) bytes") }
+    state.withLock { state in
+      state.packet.replaceSubrange(..<packet.count, with: packet)
+      state.packetCount = packet.count
+    }
+  }
+}

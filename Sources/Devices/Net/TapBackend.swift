@@ -1,0 +1,88 @@
+internal import CLinux
+internal import Glibc
+public import GuestMemory
+internal import VirtioLayout
+
+/// Why a network back end could not be opened.
+public enum NetBackendError: Error, Equatable, Sendable {
+  case noTunDevice(errno: Int32)
+  case noSuchTap(name: String)
+  case tapBusy(name: String)
+  case tap(name: String, operation: String, errno: Int32)
+  case socket(path: String, operation: String, errno: Int32)
+}
+
+extension NetBackendError: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .noTunDevice(let error):
+      "cannot open /dev/net/tun: \(unsafe String(cString: lx_strerror(error))); run as root, or load the tun module"
+    case .noSuchTap(let name):
+      "there is no network interface \(name); make it with: ip tuntap add \(name) mode tap && ip link set \(name) up"
+    case .tapBusy(let name): "tap \(name) is in use by another process; stop it or choose another tap"
+    case .tap(let name, let operation, let error):
+      "\(operation) on tap \(name): \(unsafe String(cString: lx_strerror(error))); is it a tap (ip tuntap add \(name) mode tap)?"
+    case .socket(let path, let operation, let error):
+      "\(operation) on socket \(path): \(unsafe String(cString: lx_strerror(error))); start the peer that listens there first"
+    }
+  }
+}
+
+/// An existing Linux tap interface, with checksum and segmentation offload.
+public final class TapBackend: FrameBackend {
+  public let descriptor: CInt
+
+  public init(name: String) throws(NetBackendError) {
+    var step: CInt = 0
+    let fd = unsafe lx_tap_open(name, &step)
+    guard fd >= 0 else {
+      switch (step, -fd) {
+      case (0, let error): throw .noTunDevice(errno: error)
+      case (_, ENODEV), (_, ENAMETOOLONG): throw .noSuchTap(name: name)
+      case (_, EBUSY): throw .tapBusy(name: name)
+      case (1, let error): throw .tap(name: name, operation: "TUNSETIFF", errno: error)
+      case (_, let error): throw .tap(name: name, operation: "TUNSETVNETHDRSZ", errno: error)
+      }
+    }
+    descriptor = fd
+  }
+
+  deinit { lx_close(descriptor) }
+
+  public var offloads: UInt64 {
+    NetFeature.checksum | NetFeature.guestChecksum | NetFeature.guestTSO4 | NetFeature.guestTSO6
+      | NetFeature.hostTSO4 | NetFeature.hostTSO6
+  }
+
+  public func setGuestOffloads(_ features: UInt64) {
+    var flags: UInt32 = 0
+    if features & NetFeature.guestChecksum != 0 {
+      flags |= LX_TAP_CSUM
+      if features & NetFeature.guestTSO4 != 0 { flags |= LX_TAP_TSO4 }
+      if features & NetFeature.guestTSO6 != 0 { flags |= LX_TAP_TSO6 }
+    }
+    lx_tap_set_offload(descriptor, flags)
+  }
+
+  public func send(
+    _ header: [UInt8], _ frame: GuestBuffers, offset: UInt64, count: UInt64, memory: GuestMemory
+  ) -> SendResult {
+    let result = unsafe header.withUnsafeBytes { header in
+      let prefix = unsafe iovec(
+        iov_base: UnsafeMutableRawPointer(mutating: header.baseAddress), iov_len: header.count)
+      return unsafe memory.withVectors(frame, offset: offset, count: count, prefix: prefix) { vectors in
+        unsafe lx_writev(descriptor, vectors.baseAddress, CInt(vectors.count))
+      }
+    }
+    if result >= 0 { return .sent }
+    // EINVAL: the kernel found the header's offsets nonsense; EIO and EBADFD: the interface is down or gone.
+    return result == -Int(EAGAIN) || result == -Int(ENOBUFS) ? .full : .dropped
+  }
+
+  public func flush() -> Bool { true }
+
+  public func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int {
+    let result = unsafe lx_read(descriptor, buffer.baseAddress, buffer.count)
+    return result == -Int(EAGAIN) || result == -Int(EINTR) ? 0 : result
+  }
+}
