@@ -5,45 +5,77 @@ import LabC
 func labMain(_ startInfo: UInt64) -> Never {
   let info = StartInfo(address: startInfo)
   CommandLine.text = info.commandLine
+  if Services.wants("poweroff"), Services.isOnly("poweroff") {
+    Interrupts.setUp()
+    Machine.powerOff()
+  }
   Arena.setUp(info)
   Interrupts.setUp()
   Clock.setUp()
   systemRandom = Random(seed: CommandLine.number("seed") ?? cpu_tsc())
   Processors.readMPTable()
-  Console.line {
-    $0.text("lab: test cpus=")
-    $0.decimal(UInt64(Processors.count))
-    $0.text(" khz=")
-    $0.decimal(Clock.kiloHertz)
-    $0.text(" ram=")
-    $0.decimal(Arena.free >> 20)
-    $0.text(" cmd=")
-    $0.bytes(CommandLine.text)
+  Services.start()
+  MainLoop.run()
+}
+
+/// CPU 0's life: poll the rings, run what is due, and sleep when there is nothing to do.
+enum MainLoop {
+  enum Polling { case always, adaptive, never }
+
+  static func run() -> Never {
+    let polling = pollingOption()
+    let spin = CommandLine.number("spin_us", default: 50) * 1000
+    let hasNetwork = Interface.isUp
+    var lastWork = Clock.now
+    var nextTimeouts: UInt64 = 0
+    while true {
+      var worked = false
+      if hasNetwork {
+        worked = Interface.poll(budget: 64)
+        let now = Clock.now
+        if now >= nextTimeouts {
+          sys_check_timeouts()
+          nextTimeouts = now + 10_000_000
+        }
+      }
+      if Services.poll() { worked = true }
+      if hasNetwork { Interface.flush() }
+      if worked || polling == .always {
+        if worked, polling == .adaptive { lastWork = Clock.now } else { cpu_pause() }
+        continue
+      }
+      if polling == .adaptive, Clock.now < lastWork + spin {
+        cpu_pause()
+        continue
+      }
+      sleep(hasNetwork)
+      nextTimeouts = 0
+    }
   }
-  let a = Ring0.call(.readTSC)
-  let b = cpu_tsc()
-  let c = Ring0.call(.readTSC)
-  Console.line {
-    $0.text("tsc ")
-    $0.decimal(a); $0.text(" "); $0.decimal(b); $0.text(" ")
-    $0.decimal(c)
-    $0.text(" now ")
-    $0.decimal(Clock.now)
+
+  private static func sleep(_ hasNetwork: Bool) {
+    Interrupts.prepareToIdle(cpu: 0)
+    let quiet = (!hasNetwork || Interface.arm()) && Services.arm()
+    if quiet { Interrupts.idle(nanoseconds: longestSleep(hasNetwork)) }
+    if hasNetwork { Interface.disarm() }
+    Services.disarm()
   }
-  Processors.startAll()
-  Console.line {
-    $0.text("started ")
-    $0.decimal(UInt64(Processors.started))
+
+  /// Until the next lwIP timer or what a service has to do; nil: until an interrupt.
+  private static func longestSleep(_ hasNetwork: Bool) -> UInt64? {
+    var nanoseconds = Services.longestSleep
+    if hasNetwork {
+      let milliseconds = sys_timeouts_sleeptime()
+      if milliseconds != UInt32.max {
+        nanoseconds = min(nanoseconds ?? UInt64.max, max(UInt64(milliseconds), 1) * 1_000_000)
+      }
+    }
+    return nanoseconds
   }
-  let t = Clock.now
-  Interrupts.prepareToIdle(cpu: 0)
-  Interrupts.idle(nanoseconds: 50_000_000)
-  let u = Clock.now - t
-  Console.line {
-    $0.text("slept ns ")
-    $0.decimal(u)
-    $0.text(" ints ")
-    $0.decimal(Interrupts.count(cpu: 0))
+
+  private static func pollingOption() -> Polling {
+    guard let option = CommandLine.value("poll") else { return .adaptive }
+    if option.equals("always") { return .always }
+    return option.equals("never") ? .never : .adaptive
   }
-  Machine.powerOff()
 }

@@ -15,9 +15,9 @@ enum Processors {
   static func readMPTable() {
     apicIDs[0] = Interrupts.localID
     guard let table = findTable(), table.loadUnaligned(as: UInt32.self) == 0x504d_4350 else { return }  // "PCMP"
-    let entries = table.loadUnaligned(fromByteOffset: 34, as: UInt16.self)
+    let length = Int(table.loadUnaligned(fromByteOffset: 4, as: UInt16.self))
     var offset = 44
-    for _ in 0..<entries {
+    while offset < length {  // not by the entry count, which some firmware leaves 0
       let type = table.load(fromByteOffset: offset, as: UInt8.self)
       if type == 0 {
         let id = UInt32(table.load(fromByteOffset: offset + 1, as: UInt8.self))

@@ -17,10 +17,11 @@ static inline uint32_t tcp_send_queue_length(const struct tcp_pcb *p) { return t
 static inline void tcp_no_delay(struct tcp_pcb *p) { tcp_nagle_disable(p); }
 static inline void tcp_keep_alive(struct tcp_pcb *p) { ip_set_option(p, SOF_KEEPALIVE); }
 static inline void pcb_reuse_address(struct tcp_pcb *p) { ip_set_option(p, SOF_REUSEADDR); }
-/// Bytes free in front of the payload are not touched: the length of one piece and of the rest of the chain.
 static inline uint16_t netif_checksums_all(void) { return NETIF_CHECKSUM_ENABLE_ALL; }
 static inline uint16_t netif_checksums_generate_ip_only(void) {
   return NETIF_CHECKSUM_GEN_IP | NETIF_CHECKSUM_GEN_ICMP | NETIF_CHECKSUM_CHECK_IP | NETIF_CHECKSUM_CHECK_UDP |
          NETIF_CHECKSUM_CHECK_TCP | NETIF_CHECKSUM_CHECK_ICMP;
 }
 static inline uint16_t netif_checksums_check_transport(void) { return NETIF_CHECKSUM_CHECK_UDP | NETIF_CHECKSUM_CHECK_TCP; }
+static inline void set_lwip_heap(uint8_t *memory) { lwip_heap = memory; }
+static inline size_t lwip_heap_size(void) { return LAB_HEAP_SIZE; }

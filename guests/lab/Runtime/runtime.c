@@ -64,3 +64,5 @@ int atoi(const char *s) {
   while (*s >= '0' && *s <= '9') value = value * 10 + (*s++ - '0');
   return value;
 }
+
+uint8_t *lwip_heap;  // set before lwip_init

@@ -29,7 +29,9 @@
 
 // Memory. The heap holds headers and copied data; payload of large values is sent from where it is.
 #define MEM_ALIGNMENT 16
-#define MEM_SIZE (4 * 1024 * 1024)
+#define LAB_HEAP_SIZE (8 * 1024 * 1024)
+#define MEM_SIZE (LAB_HEAP_SIZE - 4096)
+#define LWIP_RAM_HEAP_POINTER lwip_heap  // from the arena, so that the image stays small
 #define MEM_LIBC_MALLOC 0
 #define MEMP_MEM_MALLOC 0
 #define MEMP_NUM_TCP_PCB 512

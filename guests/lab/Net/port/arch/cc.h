@@ -15,6 +15,7 @@
 
 typedef uintptr_t mem_ptr_t;
 
+extern uint8_t *lwip_heap;
 void lab_assertion(const char *message);
 uint32_t lab_random(void);
 int atoi(const char *s);
