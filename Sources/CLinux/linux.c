@@ -73,6 +73,8 @@ int lx_memfd(const char *name, uint64_t size) {
   return fd;
 }
 
+int lx_memfd_plain(const char *name) { RESULT(memfd_create(name, MFD_CLOEXEC)); }
+
 void *lx_mmap(size_t length, int protection, int flags, int fd, int64_t offset, int *error) {
   void *address = mmap(NULL, length, protection, flags, fd, offset);
   if (address != MAP_FAILED) return address;

@@ -3,10 +3,14 @@
 #include <errno.h>
 #include <grp.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/if_tun.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <pwd.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -94,6 +98,15 @@ int lx_drop_privileges(const char *user) {
 }
 
 int lx_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? -errno : 0; }
+
+const unsigned long lx_ioctl_tun_offload = TUNSETOFFLOAD;
+const unsigned long lx_ioctl_tcgets = TCGETS;
+const unsigned long lx_ioctl_tcsets = TCSETS;
+
+int lx_seccomp_load(const void *program, size_t count) {
+  struct sock_fprog filter = {.len = (unsigned short)(count / sizeof(struct sock_filter)), .filter = (struct sock_filter *)program};
+  return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0) < 0 ? -errno : 0;
+}
 
 static int sigsys_exit_code;
 

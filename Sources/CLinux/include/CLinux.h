@@ -58,6 +58,8 @@ int lx_rename(const char *from, const char *to);
 // --- memory
 /// A sealed-size memfd of `size` bytes.
 int lx_memfd(const char *name, uint64_t size);
+/// An empty memfd without seals.
+int lx_memfd_plain(const char *name);
 /// mmap; MAP_FAILED becomes NULL with the error in *error.
 void *lx_mmap(size_t length, int protection, int flags, int fd, int64_t offset, int *error);
 int lx_munmap(void *address, size_t length);
@@ -131,6 +133,10 @@ int lx_no_new_privileges(void);
 int lx_install_sigsys_handler(int exit_code);
 /// The name of a system call, or NULL; for messages.
 const char *lx_syscall_name(int number);
+/// Loads a BPF program (`count` bytes of struct sock_filter) as the calling thread's seccomp filter. Needs no new privileges.
+int lx_seccomp_load(const void *program, size_t count);
+/// TUNSETOFFLOAD, TCGETS, TCSETS, TCSETSW: ioctl numbers that filters name.
+extern const unsigned long lx_ioctl_tun_offload, lx_ioctl_tcgets, lx_ioctl_tcsets;
 void lx_exit_now(int code) __attribute__((noreturn));
 const char *lx_strerror(int error);
 
