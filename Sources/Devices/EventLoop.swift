@@ -12,12 +12,13 @@ public protocol EventHandler: AnyObject, Sendable {
 
 /// The device thread's loop: epoll over every ioeventfd, tap, socket and timer of one VM.
 ///
-/// Handlers are registered before the loop runs and live as long as it does; a registration is an index into a fixed
-/// table, so an event can't name a handler that has gone. Interest in a descriptor may change at any time, from any thread.
+/// Descriptors come and go, and interest in one changes, at any time and from any thread; an event of a descriptor that has
+/// gone finds nobody, because its token holds a generation.
 public final class EventLoop: Sendable {
   private struct Registration {
-    let handler: any EventHandler
-    let tag: UInt32
+    var handler: (any EventHandler)?
+    var tag: UInt32
+    var generation: UInt32
   }
   private enum Phase { case idle, running, parking, parked, stopping }
 
@@ -55,12 +56,19 @@ public final class EventLoop: Sendable {
     _ descriptor: CInt, events: UInt32, handler: any EventHandler, tag: UInt32
   ) throws(HostError) -> Source {
     let token = registrations.withLock { table in
-      table.append(Registration(handler: handler, tag: tag))
-      return UInt64(table.count - 1)
+      let index = table.firstIndex { $0.handler == nil } ?? table.count
+      if index == table.count { table.append(Registration(handler: nil, tag: 0, generation: 0)) }
+      let generation = (table[index].generation &+ 1) & 0x7fff_ffff
+      table[index] = Registration(handler: handler, tag: tag, generation: generation)
+      return UInt64(generation) << 32 | UInt64(index)
     }
+    let source = Source(descriptor: descriptor, token: token)
     let result = lx_epoll_ctl(epoll, EPOLL_CTL_ADD, descriptor, events, token)
-    guard result >= 0 else { throw HostError(operation: "epoll_ctl", errno: -result) }
-    return Source(descriptor: descriptor, token: token)
+    guard result >= 0 else {
+      unregister(source)
+      throw HostError(operation: "epoll_ctl", errno: -result)
+    }
+    return source
   }
 
   /// Changes the events waited for; a descriptor that has gone is ignored.
@@ -71,11 +79,11 @@ public final class EventLoop: Sendable {
   /// Stops listening to a descriptor for good.
   public func unregister(_ source: Source) {
     lx_epoll_ctl(epoll, EPOLL_CTL_DEL, source.descriptor, 0, source.token)
+    registrations.withLock { $0[Int(source.token & 0xffff_ffff)].handler = nil }
   }
 
   /// Runs until ``stop()``. The body of the device thread.
   public func run() {
-    let table = registrations.withLock { $0 }
     var events = unsafe [epoll_event](repeating: epoll_event(), count: 64)
     guard enterRunning() else { return }
     // Whoever waits in park() while stop() wins must not wait for ever.

@@ -121,6 +121,8 @@ int lx_kick_signal(void);
 int lx_install_kick_handler(void);
 /// Blocks (1) or unblocks (0) `signal` in the calling thread.
 int lx_signal_mask(int signal, int block);
+/// Blocks SIGINT, SIGTERM and SIGHUP in this thread and those it starts, and returns a descriptor readable when one comes.
+int lx_termination_descriptor(void);
 int lx_isatty(int fd);
 /// Puts terminal `fd` into raw mode and stores what it was; also restores it at exit() and on fatal signals.
 int lx_terminal_raw(int fd);

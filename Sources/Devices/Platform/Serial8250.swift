@@ -16,6 +16,8 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
   public let lostOutput = AtomicCounter()
   private let line: InterruptLine
   private let outputWaits: CInt
+  /// Readable when the guest has read input after ``receive(_:)`` had to refuse some.
+  public let inputRoomDescriptor: CInt
   private let state: Mutex<State>
 
   private struct State {
@@ -28,6 +30,7 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
     /// The transmitter-empty interrupt is pending.
     var transmitInterrupt = false
     var input: [UInt8] = []
+    var inputRefused = false
     var output: [UInt8] = []
     var sink: (any ConsoleSink)?
     var loop: EventLoop?
@@ -51,11 +54,17 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
     self.name = name
     self.line = line
     outputWaits = lx_eventfd(0)
+    inputRoomDescriptor = lx_eventfd(0)
     state = Mutex(State())
-    guard outputWaits >= 0 else { throw HostError(operation: "eventfd", errno: -outputWaits) }
+    guard outputWaits >= 0, inputRoomDescriptor >= 0 else {
+      throw HostError(operation: "eventfd", errno: -min(outputWaits, inputRoomDescriptor))
+    }
   }
 
-  deinit { lx_close(outputWaits) }
+  deinit {
+    lx_close(outputWaits)
+    lx_close(inputRoomDescriptor)
+  }
 
   /// Connects the output side. Before the guest runs.
   public func attach(to loop: EventLoop, sink: any ConsoleSink) throws(HostError) {
@@ -76,15 +85,13 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
   public func receive(_ bytes: ArraySlice<UInt8>) -> Int {
     state.withLock { state in
       let taken = bytes.prefix(Self.inputLimit - state.input.count)
+      state.inputRefused = taken.count < bytes.count
       guard !taken.isEmpty else { return 0 }
       state.input.append(contentsOf: taken)
       if state.interruptEnable & InterruptEnable.received != 0 { line.raise() }
       return taken.count
     }
   }
-
-  /// How many bytes ``receive(_:)`` would take.
-  public var inputRoom: Int { state.withLock { Self.inputLimit - $0.input.count } }
 
   // MARK: Device thread
 
@@ -138,6 +145,10 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
       if divisorLatch { return UInt8(truncatingIfNeeded: state.divisor) }
       guard !state.input.isEmpty else { return 0 }
       let byte = state.input.removeFirst()
+      if state.inputRefused, state.input.count < Self.inputLimit / 2 {
+        state.inputRefused = false
+        lx_eventfd_signal(inputRoomDescriptor)
+      }
       if !state.input.isEmpty, state.interruptEnable & InterruptEnable.received != 0 { line.raise() }
       return byte
     case 1: return divisorLatch ? UInt8(state.divisor >> 8) : state.interruptEnable
