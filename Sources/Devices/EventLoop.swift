@@ -97,8 +97,9 @@ public final class EventLoop: Sendable {
       for index in 0..<Int(count) {
         let token = unsafe withUnsafePointer(to: events[index]) { unsafe lx_epoll_token($0) }
         guard token != UInt64.max else { continue }
-        let registration = table[Int(token)]
-        unsafe registration.handler.ready(tag: registration.tag, events: events[index].events)
+        let registration = registrations.withLock { $0[Int(token & 0xffff_ffff)] }
+        guard UInt64(registration.generation) == token >> 32 else { continue }
+        unsafe registration.handler?.ready(tag: registration.tag, events: events[index].events)
       }
       if lx_eventfd_take(wake) > 0, !parkOrStop() { return }
     }
