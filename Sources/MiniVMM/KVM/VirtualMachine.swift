@@ -1,0 +1,106 @@
+internal import CKVM
+internal import CLinux
+internal import GuestMemory
+
+/// A KVM virtual machine: its memslots, interrupt controllers, timer and clock. No vCPUs; those are ``VirtualCPU``.
+///
+/// Every call is one ioctl, safe from any thread.
+final class VirtualMachine: Sendable {
+  /// KVM wants three pages below 4 GiB for itself on Intel hosts; these lie in the hole, above every device window.
+  static let identityMapAddress: UInt64 = 0xfffb_c000
+  static let tssAddress: UInt = 0xfffb_d000
+
+  let descriptor: Descriptor
+  let memory: GuestMemory
+
+  /// Makes the virtual machine with its memslots, PICs, IOAPIC and PIT.
+  init(_ system: KVMSystem, memory: GuestMemory) throws(KVMError) {
+    descriptor = Descriptor(owning: try system.descriptor.call(.createVM))
+    self.memory = memory
+    try descriptor.set(.setIdentityMapAddress, Self.identityMapAddress)
+    try descriptor.call(.setTSSAddress, Self.tssAddress)
+    try descriptor.call(.createIRQChip)
+    // The guest reads port 0x61 to calibrate; a real speaker gate would make it an exit of ours.
+    var pit = kvm_pit_config()
+    pit.flags = UInt32(KVM_PIT_SPEAKER_DUMMY)
+    try descriptor.set(.createPIT2, pit)
+    try mapMemory(logDirtyPages: false)
+  }
+
+  // MARK: Memslots
+
+  /// Adds every RAM region as the memslot of its index, or changes whether KVM logs the pages it dirties.
+  func mapMemory(logDirtyPages: Bool) throws(KVMError) {
+    for (slot, region) in memory.regions.enumerated() {
+      try setSlot(slot, region, size: region.size, logDirtyPages: logDirtyPages)
+    }
+  }
+
+  /// Deletes and re-adds every memslot, which throws away all translations KVM has cached: with shadow paging it keeps
+  /// those of page tables that user space overwrote. No vCPU may run; dirty pages must have been harvested.
+  func refreshTranslations(logDirtyPages: Bool) throws(KVMError) {
+    for (slot, region) in memory.regions.enumerated() {
+      try setSlot(slot, region, size: 0, logDirtyPages: false)
+    }
+    try mapMemory(logDirtyPages: logDirtyPages)
+  }
+
+  private func setSlot(
+    _ slot: Int, _ region: GuestMemory.Region, size: UInt64, logDirtyPages: Bool
+  ) throws(KVMError) {
+    guard let host = unsafe memory.hostPointer(at: region.start, count: region.size) else { return }
+    var value = kvm_userspace_memory_region()
+    value.slot = UInt32(slot)
+    value.flags = logDirtyPages ? UInt32(KVM_MEM_LOG_DIRTY_PAGES) : 0
+    value.guest_phys_addr = region.start
+    value.memory_size = size
+    value.userspace_addr = UInt64(UInt(bitPattern: host))
+    try descriptor.set(.setUserMemoryRegion, value)
+  }
+
+  // MARK: Interrupts and notifications
+
+  /// Lets `eventfd` raise global system interrupt `gsi` (edge).
+  func addInterrupt(eventfd: CInt, gsi: UInt32) throws(KVMError) {
+    var value = kvm_irqfd()
+    value.fd = UInt32(bitPattern: eventfd)
+    value.gsi = gsi
+    try descriptor.set(.irqfd, value)
+  }
+
+  /// Lets a 4-byte guest write of `value` to MMIO `address` signal `eventfd` instead of exiting.
+  func addDoorbell(eventfd: CInt, address: UInt64, value: UInt32) throws(KVMError) {
+    var request = kvm_ioeventfd()
+    request.fd = eventfd
+    request.addr = address
+    request.len = 4
+    request.datamatch = UInt64(value)
+    request.flags = ckvm_ioeventfd_datamatch
+    try descriptor.set(.ioeventfd, request)
+  }
+
+  // MARK: State
+
+  /// `kvm_irqchip` of chip `id` (KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE, _IOAPIC), id included.
+  func irqchip(_ id: UInt8) throws(KVMError) -> [UInt8] {
+    var chip = [UInt8](repeating: 0, count: MemoryLayout<kvm_irqchip>.size)
+    chip[0] = id
+    return try descriptor.getBytes(.getIRQChip, chip)
+  }
+  func setIRQChip(_ chip: [UInt8]) throws(KVMError) { try descriptor.setBytes(.setIRQChip, chip) }
+
+  func pit() throws(KVMError) -> kvm_pit_state2 { try descriptor.get(.getPIT2, kvm_pit_state2()) }
+  func setPIT(_ state: kvm_pit_state2) throws(KVMError) { try descriptor.set(.setPIT2, state) }
+
+  func clock() throws(KVMError) -> kvm_clock_data { try descriptor.get(.getClock, kvm_clock_data()) }
+  func setClock(_ clock: kvm_clock_data) throws(KVMError) { try descriptor.set(.setClock, clock) }
+
+  // MARK: Capabilities
+
+  func enable(_ capability: Capability, _ argument: UInt64) throws(KVMError) {
+    var request = kvm_enable_cap()
+    request.cap = UInt32(capability.number)
+    request.args.0 = argument
+    try descriptor.set(.enableCap, request)
+  }
+}

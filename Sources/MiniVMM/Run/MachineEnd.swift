@@ -1,0 +1,69 @@
+/// Why a machine stopped for good. The first cause counts.
+public enum MachineEnd: Equatable, Sendable {
+  /// The guest switched itself off.
+  case poweroff
+  case reset(ResetCause)
+  case guestCrash(CrashCause)
+  /// KVM could not go on with the guest; the VMM itself is fine.
+  case internalError(InternalError)
+  /// ``Machine/stop()``.
+  case stopped
+
+  public enum ResetCause: String, Sendable { case keyboardController, tripleFault, systemEvent }
+  public enum CrashCause: String, Sendable { case panicNotifier, systemEvent }
+}
+
+/// Where a vCPU was when KVM gave up.
+public struct InternalError: Equatable, Sendable {
+  public enum Kind: Equatable, Sendable {
+    /// KVM_EXIT_INTERNAL_ERROR; suberror 1 is an instruction that the emulator doesn't know.
+    case internalError(suberror: UInt32)
+    case entryFailed(hardwareReason: UInt64)
+    /// KVM_RUN itself failed.
+    case runFailed(errno: Int32)
+    /// An exit that this VMM doesn't handle.
+    case unexpectedExit(reason: Int32)
+    case badSystemEvent(type: UInt32)
+  }
+
+  public let kind: Kind
+  public let vcpu: Int
+  /// Registers, zero when they can't be read.
+  public let rip: UInt64
+  public let cpl: UInt8
+  public let cr3: UInt64
+  /// The bytes at RIP, when KVM tells them.
+  public let instruction: [UInt8]
+}
+
+extension MachineEnd: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .poweroff: "the guest powered off"
+    case .reset(.keyboardController): "the guest asked for a reset"
+    case .reset(.tripleFault): "the guest reset itself by a triple fault"
+    case .reset(.systemEvent): "the guest asked for a reset (system event)"
+    case .guestCrash(.panicNotifier): "the guest reported a panic"
+    case .guestCrash(.systemEvent): "the guest reported a crash (system event)"
+    case .internalError(let error): error.description
+    case .stopped: "the machine was stopped"
+    }
+  }
+}
+
+extension InternalError: CustomStringConvertible {
+  public var description: String {
+    let what =
+      switch kind {
+      case .internalError(suberror: 1): "KVM can't emulate an instruction of the guest"
+      case .internalError(let suberror): "KVM internal error, suberror \(suberror)"
+      case .entryFailed(let reason): "the CPU refused to enter the guest, hardware reason \(hex(reason))"
+      case .runFailed(let errno): "KVM_RUN failed, errno \(errno)"
+      case .unexpectedExit(let reason): "KVM exit \(reason), which this VMM does not know"
+      case .badSystemEvent(let type): "KVM system event \(type), which this VMM does not know"
+      }
+    let bytes = instruction.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")
+    return "\(what): vcpu\(vcpu) RIP \(hex(rip)) CPL \(cpl) CR3 \(hex(cr3))"
+      + (bytes.isEmpty ? "" : " instruction \(bytes)")
+  }
+}
