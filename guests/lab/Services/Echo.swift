@@ -31,6 +31,15 @@ func listen(on port: UInt16, _ accept: tcp_accept_fn) {
   tcp_accept(listener, accept)
 }
 
+/// Frees the first `n` bytes of a chain (at most its first pbuf) and returns the rest.
+func dropFront(_ p: UnsafeMutablePointer<pbuf>, _ n: Int) -> UnsafeMutablePointer<pbuf>? {
+  guard n == Int(p.pointee.len) else { return pbuf_free_header(p, UInt16(n)) }
+  let rest = p.pointee.next
+  if let rest { pbuf_ref(rest) }
+  pbuf_free(p)
+  return rest
+}
+
 /// A TCP connection of the echo service. Its state is the received data that could not be sent yet, a pbuf chain, which
 /// is the connection's argument in lwIP.
 private enum EchoConnection {
@@ -70,7 +79,7 @@ private enum EchoConnection {
       let n = UInt16(min(UInt32(p.pointee.len), tcp_send_space(pcb)))
       if n == 0, p.pointee.len > 0 { break }
       if n > 0, tcp_write(pcb, p.pointee.payload, n, UInt8(TCP_WRITE_FLAG_COPY)) != ok { break }
-      rest = pbuf_free_header(p, n)
+      rest = dropFront(p, Int(n))
       tcp_recved(pcb, n)
     }
     tcp_arg(pcb, rest)

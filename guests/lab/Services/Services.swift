@@ -18,6 +18,7 @@ enum Services {
     let network = Interface.setUp()
     if network {
       if wants("echo") { Echo.start() }
+      if wants("kv") { KV.start() }
     }
     announce(network)
   }
@@ -43,7 +44,10 @@ enum Services {
   }
 
   /// One turn of every service that works in the main loop. True if there was something to do.
-  static func poll() -> Bool { false }
+  static func poll() -> Bool {
+    Store.collectLeaving()
+    return false
+  }
 
   static func arm() -> Bool { true }
 
