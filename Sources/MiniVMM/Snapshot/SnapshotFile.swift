@@ -1,0 +1,222 @@
+internal import CLinux
+internal import Glibc
+public import GuestMemory
+
+/// Why a snapshot could not be written or was refused.
+public enum SnapshotError: Error, Equatable, Sendable {
+  case write(errno: Int32)
+  case read(errno: Int32)
+  case notASnapshot
+  case unsupportedVersion(UInt32)
+  /// Ends before its own end mark.
+  case truncated
+  case checksum
+  /// Guest RAM of another size than the machine's.
+  case memorySize(saved: UInt64, machine: UInt64)
+  case stateTooLong(UInt64)
+  case badPageRun(first: UInt64, count: UInt64)
+}
+
+extension SnapshotError: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .write(let error):
+      "cannot write the snapshot: \(unsafe String(cString: lx_strerror(error))); free space or choose another place"
+    case .read(let error): "cannot read the snapshot: \(unsafe String(cString: lx_strerror(error)))"
+    case .notASnapshot: "this is not a minivmm snapshot; give a file that `minivmm snapshot` wrote"
+    case .unsupportedVersion(let version):
+      "snapshot format \(version) is not read by this build (it reads \(SnapshotFile.version)); take the snapshot again"
+    case .truncated: "the snapshot ends early; its copy is incomplete, copy it again"
+    case .checksum: "the snapshot's checksum is wrong; the file is damaged, take or copy it again"
+    case .memorySize(let saved, let machine): "the snapshot holds \(saved >> 20) MiB of RAM, the machine has \(machine >> 20)"
+    case .stateTooLong(let count): "the snapshot claims \(count) bytes of machine state; it is damaged"
+    case .badPageRun(let first, let count): "the snapshot names pages \(first)+\(count) outside guest RAM; it is damaged"
+    }
+  }
+}
+
+/// One file with a stopped machine in it: header, machine state, every RAM page that is not all zeros, CRC-32C.
+///
+///     magic "MiniVMM\0"  version:4  reserved:4  RAM bytes:8  state bytes:8  state
+///     { first page:8  pages:8  contents }…  ~0:8  0:8  CRC-32C of all before:4
+///
+/// Numbers are little-endian. Pages are counted in the order of guest-physical addresses, the hole left out.
+public enum SnapshotFile {
+  public static let version: UInt32 = 1
+  static let stateLimit: UInt64 = 16 << 20
+  private static let magic: UInt64 = 0x004d_4d56_696e_694d  // "MiniVMM\0"
+  private static let endMark = ~UInt64(0)
+  private static let headerSize = 32
+  /// Longest run of pages handled at once, which bounds how much is zero-checked ahead of being written.
+  private static let runLimit = 256
+
+  /// Writes a snapshot at the start of `descriptor`. The machine must stand still; nothing of it changes.
+  /// - Returns: the file's size in bytes. It is not yet durable: fsync is the caller's.
+  public static func write(state: [UInt8], memory: GuestMemory, to descriptor: CInt) throws(SnapshotError) -> UInt64 {
+    var output = Output(descriptor: descriptor)
+    var header: [UInt8] = []
+    append(magic, to: &header)
+    append(version, to: &header)
+    append(UInt32(0), to: &header)
+    append(memory.size, to: &header)
+    append(UInt64(state.count), to: &header)
+    try output.write(header + state)
+    let mapping = unsafe memory.mapping
+    var page = 0
+    while let data = nextData(memory, from: page) {
+      page = data.lowerBound
+      while page < data.upperBound {
+        guard unsafe !isZero(mapping, page) else {
+          page += 1
+          continue
+        }
+        let first = page
+        repeat { page += 1 } while unsafe page < data.upperBound && page - first < runLimit && !isZero(mapping, page)
+        var run: [UInt8] = []
+        append(UInt64(first), to: &run)
+        append(UInt64(page - first), to: &run)
+        try output.write(run)
+        try unsafe output.write(UnsafeRawBufferPointer(rebasing: mapping[first * 4096..<page * 4096]))
+      }
+    }
+    var end: [UInt8] = []
+    append(endMark, to: &end)
+    append(UInt64(0), to: &end)
+    try output.write(end)
+    var checksum: [UInt8] = []
+    append(output.checksum, to: &checksum)
+    try output.write(checksum)
+    return output.count
+  }
+
+  /// The RAM size a snapshot was taken with, in bytes: what the machine to restore into must have.
+  public static func memorySize(of descriptor: CInt) throws(SnapshotError) -> UInt64 {
+    var input = Input(descriptor: descriptor)
+    return try readHeader(&input).memorySize
+  }
+
+  /// Reads a snapshot into fresh, zeroed RAM and returns the machine state. The machine must not run before this has
+  /// returned: only then is the checksum known to be right.
+  public static func read(from descriptor: CInt, into memory: GuestMemory) throws(SnapshotError) -> [UInt8] {
+    var input = Input(descriptor: descriptor)
+    let header = try readHeader(&input)
+    guard header.memorySize == memory.size else {
+      throw .memorySize(saved: header.memorySize, machine: memory.size)
+    }
+    let state = try input.bytes(Int(header.stateSize))
+    let mapping = unsafe memory.mapping
+    let pages = UInt64(memory.pageCount)
+    while true {
+      let run = try input.bytes(16)
+      let first = number(UInt64.self, run, 0)
+      let count = number(UInt64.self, run, 8)
+      if first == endMark, count == 0 { break }
+      guard first < pages, count > 0, count <= pages - first else { throw .badPageRun(first: first, count: count) }
+      try unsafe input.read(
+        into: UnsafeMutableRawBufferPointer(rebasing: mapping[Int(first) * 4096..<Int(first + count) * 4096]))
+      memory.dirty.insert(first: Int(first), last: Int(first + count) - 1)
+    }
+    let expected = input.checksum
+    guard number(UInt32.self, try input.bytes(4), 0) == expected else { throw .checksum }
+    return state
+  }
+
+  private static func readHeader(_ input: inout Input) throws(SnapshotError) -> (memorySize: UInt64, stateSize: UInt64) {
+    let header: [UInt8]
+    do throws(SnapshotError) { header = try input.bytes(headerSize) } catch {
+      throw error == .truncated ? .notASnapshot : error
+    }
+    guard number(UInt64.self, header, 0) == magic else { throw .notASnapshot }
+    let found = number(UInt32.self, header, 8)
+    guard found == version else { throw .unsupportedVersion(found) }
+    let memorySize = number(UInt64.self, header, 16)
+    let stateSize = number(UInt64.self, header, 24)
+    guard stateSize <= stateLimit else { throw .stateTooLong(stateSize) }
+    return (memorySize, stateSize)
+  }
+
+  // MARK: Pieces
+
+  /// The next pages from `page` on that the memfd holds at all; holes read as zeros.
+  private static func nextData(_ memory: GuestMemory, from page: Int) -> Range<Int>? {
+    guard page < memory.pageCount else { return nil }
+    let start = lx_lseek(memory.descriptor, Int64(page) * 4096, SEEK_DATA)
+    guard start >= 0 else { return nil }
+    let end = lx_lseek(memory.descriptor, start, SEEK_HOLE)
+    return Int(start / 4096)..<(end < 0 ? memory.pageCount : Int((end + 4095) / 4096))
+  }
+
+  private static func isZero(_ mapping: UnsafeMutableRawBufferPointer, _ page: Int) -> Bool {
+    guard let base = mapping.baseAddress else { return true }
+    return unsafe lx_is_zero(base + page * 4096, 4096) != 0
+  }
+
+  private static func append<T: FixedWidthInteger>(_ value: T, to bytes: inout [UInt8]) {
+    for index in 0..<T.bitWidth / 8 { bytes.append(UInt8(truncatingIfNeeded: value >> (8 * index))) }
+  }
+
+  private static func number<T: FixedWidthInteger>(_: T.Type, _ bytes: [UInt8], _ offset: Int) -> T {
+    (0..<T.bitWidth / 8).reduce(0) { $0 | T(bytes[offset + $1]) << (8 * $1) }
+  }
+
+  private struct Output {
+    let descriptor: CInt
+    private(set) var count: UInt64 = 0
+    private(set) var checksum: UInt32 = 0
+
+    init(descriptor: CInt) { self.descriptor = descriptor }
+
+    mutating func write(_ bytes: [UInt8]) throws(SnapshotError) {
+      var failure: SnapshotError?
+      unsafe bytes.withUnsafeBytes { source in
+        do throws(SnapshotError) { try unsafe write(source) } catch { failure = error }
+      }
+      if let failure { throw failure }
+    }
+
+    mutating func write(_ bytes: UnsafeRawBufferPointer) throws(SnapshotError) {
+      guard let base = bytes.baseAddress else { return }
+      checksum = unsafe lx_crc32c(checksum, base, bytes.count)
+      var done = 0
+      while done < bytes.count {
+        let result = unsafe lx_pwrite(descriptor, base + done, bytes.count - done, Int64(count) + Int64(done))
+        if result == -Int(EINTR) { continue }
+        guard result > 0 else { throw .write(errno: result == 0 ? EIO : Int32(truncatingIfNeeded: -result)) }
+        done += result
+      }
+      count += UInt64(done)
+    }
+  }
+
+  private struct Input {
+    let descriptor: CInt
+    private var position: Int64 = 0
+    private(set) var checksum: UInt32 = 0
+
+    init(descriptor: CInt) { self.descriptor = descriptor }
+
+    mutating func bytes(_ count: Int) throws(SnapshotError) -> [UInt8] {
+      var bytes = [UInt8](repeating: 0, count: count)
+      var failure: SnapshotError?
+      unsafe bytes.withUnsafeMutableBytes { target in
+        do throws(SnapshotError) { try unsafe read(into: target) } catch { failure = error }
+      }
+      if let failure { throw failure }
+      return bytes
+    }
+
+    mutating func read(into target: UnsafeMutableRawBufferPointer) throws(SnapshotError) {
+      guard let base = target.baseAddress else { return }
+      var done = 0
+      while done < target.count {
+        let result = unsafe lx_pread(descriptor, base + done, target.count - done, position + Int64(done))
+        if result == -Int(EINTR) { continue }
+        guard result >= 0 else { throw .read(errno: Int32(truncatingIfNeeded: -result)) }
+        guard result > 0 else { throw .truncated }
+        done += result
+      }
+      checksum = unsafe lx_crc32c(checksum, base, done)
+      position += Int64(done)
+    }
+  }
+}
