@@ -23,6 +23,8 @@ public final class Machine: Sendable {
     public var interrupts: [Interrupt] = []
     public var doorbells: [Doorbell] = []
     public var eventLoop: EventLoop
+    /// Called first thing on each thread the machine starts: the place to load its seccomp filter.
+    public var threadStarted: @Sendable (SeccompFilters.ThreadKind) -> Void = { _ in }
 
     public init(cpus: Int, memory: GuestMemory, eventLoop: EventLoop) {
       self.cpus = cpus
@@ -67,6 +69,7 @@ public final class Machine: Sendable {
   let control: RunControl
   let phase = Mutex(Phase.made)
   private let loops: [RunLoop]
+  private let threadStarted: @Sendable (SeccompFilters.ThreadKind) -> Void
   private let threads: ThreadTable
 
   enum Phase: Equatable { case made, ready, running, paused, stopped }
@@ -126,6 +129,7 @@ public final class Machine: Sendable {
     devices = platform.devices + configuration.devices
     memory = configuration.memory
     eventLoop = configuration.eventLoop
+    threadStarted = configuration.threadStarted
     self.endDescriptor = endDescriptor
     self.control = control
     self.threads = threads
@@ -158,12 +162,14 @@ public final class Machine: Sendable {
   public func start() throws(MachineError) {
     try advance(from: [.ready], to: .paused, else: "a machine is started once, after a kernel or a state was loaded")
     _ = lx_install_kick_handler()
+    let threadStarted = self.threadStarted
     do throws(HostError) {
       for loop in loops {
         control.threadStarts()
         let control = self.control
         do throws(HostError) {
           let thread = try MachineThread(name: "vcpu\(loop.vcpu.index)") {
+            threadStarted(.vcpu)
             loop.run()
             control.threadEnds()
           }
@@ -174,7 +180,10 @@ public final class Machine: Sendable {
         }
       }
       let eventLoop = self.eventLoop
-      let thread = try MachineThread(name: "devices") { eventLoop.run() }
+      let thread = try MachineThread(name: "devices") {
+        threadStarted(.device)
+        eventLoop.run()
+      }
       threads.deviceThread.withLock { $0 = thread }
     } catch {
       stop()

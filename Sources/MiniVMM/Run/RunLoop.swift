@@ -67,7 +67,7 @@ struct RunLoop: Sendable {
   private func memoryAccess() {
     let access = vcpu.mmio
     // KVM splits what is larger or crosses a page; odd sizes (3, 5, 6, 7) come from such splits.
-    guard [1, 2, 4, 8].contains(access.size) else {
+    guard access.size == 1 || access.size == 2 || access.size == 4 || access.size == 8 else {
       if !access.isWrite { vcpu.mmioValue = ~0 }
       return
     }
