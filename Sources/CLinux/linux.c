@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -130,6 +131,7 @@ const char *lx_strerror(int error) {
   const char *text = strerrordesc_np(error);
   return text ? text : "unknown error";
 }
+void lx_flush_and_exit(int code) { exit(code); }
 void lx_exit_now(int code) { _exit(code); }
 
 // Table-driven CRC-32C for CPUs without SSE4.2, made at first use; the same value whoever makes it.

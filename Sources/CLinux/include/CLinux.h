@@ -139,6 +139,8 @@ const char *lx_syscall_name(int number);
 int lx_seccomp_load(const void *program, size_t count);
 /// TUNSETOFFLOAD, TCGETS, TCSETS, TCSETSW: ioctl numbers that filters name.
 extern const unsigned long lx_ioctl_tun_offload, lx_ioctl_tcgets, lx_ioctl_tcsets;
+/// exit(3): buffered output is written first.
+void lx_flush_and_exit(int code) __attribute__((noreturn));
 void lx_exit_now(int code) __attribute__((noreturn));
 const char *lx_strerror(int error);
 

@@ -139,6 +139,7 @@ public final class Machine: Sendable {
     }
   }
 
+  private let threadStarted: @Sendable (SeccompFilters.ThreadKind) -> Void
   private let endMachine: @Sendable (MachineEnd) -> Void
 
   deinit {

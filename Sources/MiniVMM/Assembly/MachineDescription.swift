@@ -1,0 +1,72 @@
+public import Devices
+public import GuestMemory
+
+/// What a machine is made of, as its owner asks for it: plain values, nothing opened.
+public struct MachineDescription: Sendable {
+  public struct Disk: Sendable, Equatable {
+    public var path: String
+    public var readOnly: Bool
+
+    public init(path: String, readOnly: Bool = false) {
+      self.path = path
+      self.readOnly = readOnly
+    }
+  }
+
+  public struct Card: Sendable {
+    public enum Host: Sendable {
+      case tap(String)
+      case socket(String)
+      /// A back end made by the caller, such as one that replicates, or a test's.
+      case custom(any FrameBackend)
+    }
+
+    public var host: Host
+    /// Six bytes; nil for one derived from the card's number.
+    public var mac: [UInt8]?
+
+    public init(host: Host, mac: [UInt8]? = nil) {
+      self.host = host
+      self.mac = mac
+    }
+  }
+
+  /// 1 to ``Machine/maximumCPUs``.
+  public var cpus = 1
+  /// Bytes of guest RAM, a multiple of 4096.
+  public var memory: UInt64 = 128 << 20
+  public var disks: [Disk] = []
+  public var cards: [Card] = []
+  /// Where serial output goes; nil throws it away.
+  public var console: (any ConsoleSink)?
+  public var seccomp = SeccompMode.off
+  /// What the process ends with when a filter is broken in mode kill.
+  public var seccompExitCode: Int32 = 159
+
+  public init() {}
+}
+
+/// Why a machine could not be put together.
+public enum AssemblyError: Error, Sendable {
+  case memory(GuestMemoryError)
+  case disk(DiskError)
+  case card(NetBackendError)
+  case host(HostError)
+  case machine(MachineError)
+  case seccomp(SeccompError)
+  case tooManyDevices(limit: Int)
+}
+
+extension AssemblyError: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .memory(let error): "\(error)"
+    case .disk(let error): "\(error)"
+    case .card(let error): "\(error)"
+    case .host(let error): "\(error)"
+    case .machine(let error): "\(error)"
+    case .seccomp(let error): "\(error)"
+    case .tooManyDevices(let limit): "more than \(limit) devices; leave out some disks or network cards"
+    }
+  }
+}
