@@ -1,8 +1,8 @@
-import ArgumentParser
+public import ArgumentParser
 import CLinux
 import Devices
 import Glibc
-import MiniVMM
+public import MiniVMM
 
 struct RunCommand: ParsableCommand {
   static let configuration = CommandConfiguration(

@@ -74,21 +74,16 @@ struct RestoreCommand: ParsableCommand {
   func run() throws {
     let descriptor = try RunCommand.open(file, what: "snapshot")
     defer { lx_close(descriptor) }
-    let session: Session
-    do throws(SnapshotError) {
+    do {
       let size = try SnapshotFile.memorySize(of: descriptor)
-      let settings: MachineSettings
-      do {
-        settings = try MachineSettings(machine, ConfigurationFile(), memory: size)
-        session = try Session(settings)
-      }
+      let session = try Session(MachineSettings(machine, ConfigurationFile(), memory: size))
       let state = try SnapshotFile.read(from: descriptor, into: session.assembled.memory)
-      do {
-        try session.assembled.machine.restore(state)
-      }
+      try session.assembled.machine.restore(state)
+      throw try session.run()
     } catch let error as SnapshotError {
       throw Failure("snapshot \(file): \(error)", .badData)
+    } catch let error as MachineError {
+      throw Failure("snapshot \(file): \(error)", .badData)
     }
-    throw try session.run()
   }
 }

@@ -1,5 +1,6 @@
 import CLinux
 import Devices
+import GuestMemory
 import MiniVMM
 import Synchronization
 

@@ -1,7 +1,7 @@
-import ArgumentParser
+public import ArgumentParser
 import Devices
 import FoundationEssentials
-import MiniVMM
+public import MiniVMM
 
 /// The devices and limits of a machine: what `run` and `restore` share.
 struct MachineOptions: ParsableArguments {

@@ -139,7 +139,6 @@ public final class Machine: Sendable {
     }
   }
 
-  private let threadStarted: @Sendable (SeccompFilters.ThreadKind) -> Void
   private let endMachine: @Sendable (MachineEnd) -> Void
 
   deinit {
