@@ -24,13 +24,15 @@ enum CommandLine {
 
   static func isOff(_ key: StaticString) -> Bool { value(key)?.equals("off") ?? false }
 
-  /// `name:value` inside a comma-separated option such as `dirty=pages:256,rate:10000`.
-  static func part(_ option: Bytes, _ name: StaticString) -> UInt64? {
+  /// The number in `name=value` or `name:value` inside a comma-separated option such as `dirty=pages:256,rate:10000`.
+  static func part(_ option: Bytes, _ name: StaticString) -> UInt64? { partText(option, name)?.number() }
+
+  static func partText(_ option: Bytes, _ name: StaticString) -> Bytes? {
     var rest = option
     while let part = rest.next(separator: 0x2c) {
       guard part.starts(with: name) else { continue }
       let after = part.from(name.utf8CodeUnitCount)
-      if after.count > 1, after[0] == 0x3a { return after.from(1).number() }
+      if after.count > 1, after[0] == 0x3a || after[0] == 0x3d { return after.from(1) }
     }
     return nil
   }

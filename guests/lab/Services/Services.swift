@@ -1,8 +1,12 @@
 import LabC
 
-/// What the guest does, as `service=a,b,…` says. Services that end run first, in the order given; those that serve go on
-/// in the main loop; `poweroff`, `reset`, `crash` and `panic` come last.
+/// What the guest does, as `service=a,b,…` says. Services that serve (echo, kv, bulk, dirty, idle) start first; those that
+/// end (disk, burn, exits, hostile) then run one after another in the order given, beside the serving ones, and so do
+/// poweroff, reset, crash and panic. With nothing that serves, the guest powers off after the last one.
 enum Services {
+  nonisolated(unsafe) private static var rest = Bytes(start: emptyBytes, count: 0)
+  nonisolated(unsafe) private static var isServing = false
+  nonisolated(unsafe) private static var isFinished = false
 
   static func wants(_ name: StaticString) -> Bool {
     guard var rest = CommandLine.value("service") else { return false }
@@ -15,16 +19,26 @@ enum Services {
   static func isOnly(_ name: StaticString) -> Bool { CommandLine.value("service")?.equals(name) ?? false }
 
   static func start() {
-    let network = Interface.setUp()
-    if network {
-      if wants("echo") { Echo.start() }
-      if wants("kv") { KV.start() }
+    if let text = CommandLine.value("print") { Console.line { $0.bytes(text) } }
+    rest = CommandLine.value("service") ?? rest
+    isServing = rest.isEmpty || wants("idle")
+    let network = CommandLine.value("ip") != nil && Interface.setUp()
+    if network { startNetworkServices() }
+    if wants("dirty") {
+      Dirty.start()
+      isServing = true
     }
+    if wants("kv"), network { KV.start() }  // last: it takes what RAM is left
     announce(network)
   }
 
+  private static func startNetworkServices() {
+    isServing = isServing || wants("echo") || wants("kv") || wants("bulk")
+    if wants("echo") { Echo.start() }
+    if wants("bulk") { Bulk.start() }
+  }
+
   private static func announce(_ network: Bool) {
-    if isOnly("idle"), CommandLine.isOff("ready") { return }
     Console.line {
       $0.text("lab: ready service=")
       if let service = CommandLine.value("service") { $0.bytes(service) }
@@ -43,15 +57,45 @@ enum Services {
     }
   }
 
+  // MARK: Main loop
+
   /// One turn of every service that works in the main loop. True if there was something to do.
   static func poll() -> Bool {
     Store.collectLeaving()
+    let disk = Disk.poll()
+    let dirty = Dirty.poll()
+    let burn = Burn.poll()
+    if isFinished || Disk.isActive || Burn.isActive { return disk || dirty || burn }
+    if let word = rest.next(separator: 0x2c) { return run(word) }
+    isFinished = true
+    if !isServing { Machine.powerOff() }
     return false
   }
 
-  static func arm() -> Bool { true }
+  private static func run(_ word: Bytes) -> Bool {
+    if word.equals("disk") {
+      Disk.start()
+    } else if word.equals("burn") {
+      Burn.start()
+    } else if word.equals("exits") {
+      Exits.run()
+    } else if word.equals("hostile") {
+      Hostile.run()
+    } else if word.equals("poweroff") {
+      Machine.powerOff()
+    } else if word.equals("reset") {
+      Machine.reset()
+    } else if word.equals("crash") {
+      Machine.tripleFault()
+    } else if word.equals("panic") {
+      Machine.crashed()
+    }
+    return true
+  }
 
-  static func disarm() {}
+  static func arm() -> Bool { Disk.arm() }
 
-  static var longestSleep: UInt64? { nil }
+  static func disarm() { Disk.disarm() }
+
+  static var longestSleep: UInt64? { Dirty.longestSleep }
 }

@@ -105,6 +105,19 @@ enum Discovery {
     return nil
   }
 
+  /// The first window with any device in it.
+  static var first: Transport? {
+    var rest = CommandLine.text
+    while let word = rest.next(separator: 0x20) {
+      if let value = CommandLine.valueOf(word, "virtio_mmio.device"), let transport = parse(value),
+        transport.isModern, transport.deviceID != 0
+      {
+        return transport
+      }
+    }
+    return nil
+  }
+
   private static func parse(_ value: Bytes) -> Transport? {
     guard let at = value.firstIndex(of: 0x40) else { return nil }
     var rest = value.from(at + 1)

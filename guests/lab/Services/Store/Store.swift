@@ -17,7 +17,7 @@ enum Store {
 
   static func setUp() {
     let most = CommandLine.number("store_mib").map { $0 << 20 } ?? UInt64.max
-    let size = min(most, Arena.free > 4 << 20 ? Arena.free - 2 << 20 : Arena.free / 2)
+    let size = min(most, Arena.free > 8 << 20 ? Arena.free - 4 << 20 : Arena.free / 2)
     var bucketCount: UInt64 = 1024
     while bucketCount * 512 < size { bucketCount *= 2 }
     buckets = Arena.takeZeroed(UnsafeMutablePointer<Item>?.self, count: Int(bucketCount))

@@ -1,0 +1,1 @@
+enum Hostile { static func run() {} }
