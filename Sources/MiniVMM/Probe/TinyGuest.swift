@@ -61,22 +61,23 @@ struct TinyGuest {
   }
 
   /// Whether the guest goes on seeing an old page after user space has changed its page table under it: a long-mode
-  /// guest reads address 0x5000 twice, and in between its page-table entry is pointed elsewhere.
+  /// guest in ring 3 (where no host interprets) reads address 0x5000 twice, and in between its page-table entry is
+  /// pointed elsewhere.
   static func translationsGoStale(_ system: KVMSystem) throws(ProbeError) -> Bool {
     let guest = try TinyGuest(system)
     let (pml4, pdpt, directory, table): (UInt64, UInt64, UInt64, UInt64) = (0x10000, 0x11000, 0x12000, 0x13000)
-    let presentWritable: UInt64 = 3
-    try guest.store(pdpt | presentWritable, at: pml4)
-    try guest.store(directory | presentWritable, at: pdpt)
-    try guest.store(table | presentWritable, at: directory)
-    for page: UInt64 in 0..<256 { try guest.store(page << 12 | presentWritable, at: table + page * 8) }
+    let userWritable: UInt64 = 7
+    try guest.store(pdpt | userWritable, at: pml4)
+    try guest.store(directory | userWritable, at: pdpt)
+    try guest.store(table | userWritable, at: directory)
+    for page: UInt64 in 0..<256 { try guest.store(page << 12 | userWritable, at: table + page * 8) }
     try guest.store(0x11, at: 0x5000)
     try guest.store(0x22, at: 0x6000)
     // mov al, [0x5000]; out; jmp -11
     try guest.put([0x8a, 0x04, 0x25, 0x00, 0x50, 0x00, 0x00] + done + [0xeb, 0xf5])
     try guest.startLong(pml4: pml4)
     let before = try guest.runToOutput()
-    try guest.store(0x6000 | presentWritable, at: table + 5 * 8)
+    try guest.store(0x6000 | userWritable, at: table + 5 * 8)
     let after = try guest.runToOutput()
     return before == 0x11 && after == 0x11
   }
@@ -102,7 +103,7 @@ struct TinyGuest {
     }
   }
 
-  /// 64-bit mode at ``code`` in ring 0, flat segments.
+  /// 64-bit mode at ``code`` in ring 3 with I/O privilege, flat segments.
   private func startLong(pml4: UInt64) throws(ProbeError) {
     try Self.kvm { () throws(KVMError) in
       var sregs = try cpu.sregs()
@@ -111,12 +112,13 @@ struct TinyGuest {
       flat.g = 1
       flat.present = 1
       flat.s = 1
+      flat.dpl = 3
       var code = flat
-      code.selector = 8
+      code.selector = 0x33
       code.type = 11
       code.l = 1
       var data = flat
-      data.selector = 16
+      data.selector = 0x2b
       data.type = 3
       data.db = 1
       sregs.cs = code
@@ -126,14 +128,14 @@ struct TinyGuest {
       sregs.cr0 = 1 << 31 | 1  // PG, PE
       sregs.efer = 1 << 10 | 1 << 8  // LMA, LME
       try cpu.setSregs(sregs)
-      try setInstructionPointer()
+      try setInstructionPointer(flags: 3 << 12)
     }
   }
 
-  private func setInstructionPointer() throws(KVMError) {
+  private func setInstructionPointer(flags: UInt64 = 0) throws(KVMError) {
     var regs = kvm_regs()
     regs.rip = Self.code
-    regs.rflags = 2
+    regs.rflags = 2 | flags
     try cpu.setRegs(regs)
   }
 

@@ -43,8 +43,7 @@ enum Machine {
 
   static func crashed() -> Never {
     Ring0.out8(0x505, 1)
-    Ring0.call(.haltForever)
-    while true {}
+    reset()  // where port 0x505 is not decoded
   }
 
   static func tripleFault() -> Never {

@@ -14,7 +14,10 @@ enum Disk {
   nonisolated(unsafe) private static var depth = 32
   nonisolated(unsafe) private static var count: UInt64 = 0
   nonisolated(unsafe) private static var generation: UInt64 = 0
+  nonisolated(unsafe) private static var seconds: UInt64 = 5
   nonisolated(unsafe) private static var onlyWrite = false
+  nonisolated(unsafe) private static var onlyRead = false
+  nonisolated(unsafe) private static var isReady = false
   nonisolated(unsafe) private static var blocks: UInt64 = 0
   nonisolated(unsafe) private static var random = Random(seed: 1)
 
@@ -28,17 +31,34 @@ enum Disk {
   nonisolated(unsafe) private static var begin: UInt64 = 0
   nonisolated(unsafe) private static var end: UInt64 = 0
   nonisolated(unsafe) private static var issued: UInt64 = 0
-  nonisolated(unsafe) private static var completed: UInt64 = 0
+  /// Blocks read and written, in all phases.
+  nonisolated(unsafe) private static var moved: UInt64 = 0
   nonisolated(unsafe) private static var errors: UInt64 = 0
   nonisolated(unsafe) private static var mismatches: UInt64 = 0
 
   static var isActive: Bool { phase != .idle && phase != .done }
 
-  static func start() {
-    guard let option = CommandLine.value("disk") else {
-      Console.line("disk: no disk= option")
+  /// Reads the options, sets the device up and takes memory for the buffers. Before the store takes the rest.
+  static func prepare() {
+    guard let option = CommandLine.value("disk"), readMode(option) else {
+      Console.line("disk: disk=rand-read|rand-write|seq-read|seq-write|verify[,bs=…][,qd=…][,count=…|seconds=…]")
       return
     }
+    blockSize = Int(min(max(CommandLine.part(option, "bs") ?? 4096, 512), 1 << 20)) & ~511
+    depth = Int(min(max(CommandLine.part(option, "qd") ?? 32, 1), 85))  // three descriptors each
+    guard setUp() else { return }
+    count = CommandLine.part(option, "count") ?? (mode == .verify ? 1024 : UInt64.max)
+    if mode == .verify { count = min(count, blocks) }
+    seconds = CommandLine.part(option, "seconds") ?? (count == UInt64.max ? 5 : 1 << 32)
+    generation = CommandLine.part(option, "generation") ?? 1
+    random = Random(seed: CommandLine.number("seed") ?? systemRandom.next())
+    let half = CommandLine.partText(option, "phase")
+    onlyWrite = half?.equals("write") ?? false
+    onlyRead = half?.equals("read") ?? false
+    isReady = true
+  }
+
+  private static func readMode(_ option: Bytes) -> Bool {
     var rest = option
     modeName = rest.next(separator: 0x2c) ?? option
     if modeName.equals("rand-read") {
@@ -52,24 +72,9 @@ enum Disk {
     } else if modeName.equals("verify") {
       mode = .verify
     } else {
-      Console.line("disk: unknown mode")
-      return
+      return false
     }
-    blockSize = Int(min(max(CommandLine.part(option, "bs") ?? 4096, 512), 1 << 20)) & ~511
-    depth = Int(min(max(CommandLine.part(option, "qd") ?? 32, 1), 85))  // three descriptors each
-    count = CommandLine.part(option, "count") ?? (mode == .verify ? 1024 : UInt64.max)
-    let seconds = CommandLine.part(option, "seconds") ?? (count == UInt64.max ? 5 : 1 << 32)
-    generation = CommandLine.part(option, "generation") ?? 1
-    random = Random(seed: CommandLine.number("seed") ?? systemRandom.next())
-    if data == nil, !setUp() { return }
-    if mode == .verify { count = min(count, blocks) }
-    let half = CommandLine.partText(option, "phase")
-    onlyWrite = half?.equals("write") ?? false
-    begin = Clock.now
-    end = begin + seconds * 1_000_000_000
-    errors = 0
-    mismatches = 0
-    enter(mode != .verify ? .load : half?.equals("read") ?? false ? .read : .write)
+    return true
   }
 
   private static func setUp() -> Bool {
@@ -92,10 +97,19 @@ enum Disk {
     return true
   }
 
+  static func start() {
+    guard isReady else { return }
+    begin = Clock.now
+    end = begin + seconds * 1_000_000_000
+    errors = 0
+    mismatches = 0
+    moved = 0
+    enter(mode != .verify ? .load : onlyRead ? .read : .write)
+  }
+
   private static func enter(_ next: Phase) {
     phase = next
     issued = 0
-    completed = 0
   }
 
   // MARK: Main loop
@@ -152,7 +166,7 @@ enum Disk {
   private static func finish(_ slot: Int, _ status: UInt8) {
     freeSlots[freeCount] = UInt16(slot)
     freeCount += 1
-    completed += 1
+    if phase != .flush { moved += 1 }
     latencies[LatencyBuckets.index(Clock.now - startedAt[slot])] += 1
     if status != BlockStatus.ok {
       errors += 1
@@ -180,7 +194,7 @@ enum Disk {
   private static func report() {
     phase = .done
     let nanoseconds = max(Clock.now - begin, 1)
-    let total = completed
+    let total = moved
     Console.line {
       $0.text("disk: ")
       $0.bytes(modeName)
@@ -193,7 +207,7 @@ enum Disk {
       $0.text(" iops=")
       $0.decimal(total * 1_000_000_000 / nanoseconds)
       $0.text(" MBps=")
-      $0.fixed(total * UInt64(blockSize) * 100 / max(nanoseconds / 10, 1), places: 1)
+      $0.fixed(total * UInt64(blockSize) * 1000 / max(nanoseconds / 10, 1), places: 1)
       $0.text(" p50_us=")
       $0.decimal(LatencyBuckets.quantile(latencies, 500) / 1000)
       $0.text(" p99_us=")

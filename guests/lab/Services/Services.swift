@@ -28,6 +28,7 @@ enum Services {
       Dirty.start()
       isServing = true
     }
+    if wants("disk") { Disk.prepare() }
     if wants("kv"), network { KV.start() }  // last: it takes what RAM is left
     announce(network)
   }
