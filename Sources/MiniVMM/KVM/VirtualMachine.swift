@@ -24,7 +24,20 @@ final class VirtualMachine: Sendable {
     var pit = kvm_pit_config()
     pit.flags = UInt32(KVM_PIT_SPEAKER_DUMMY)
     try descriptor.set(.createPIT2, pit)
+    try maskPICs()
     try mapMemory(logDirtyPages: false)
+  }
+
+  /// Leaves both PICs masked, as firmware does: unmasked and not initialised they would deliver device interrupts, which
+  /// reach them as well as the IOAPIC, at the vectors of exceptions.
+  private func maskPICs() throws(KVMError) {
+    // kvm_irqchip: chip_id and padding, 8 bytes; kvm_pic_state: last_irr, irr, imr.
+    let interruptMask = 10
+    for id in [UInt8(KVM_IRQCHIP_PIC_MASTER), UInt8(KVM_IRQCHIP_PIC_SLAVE)] {
+      var chip = try irqchip(id)
+      chip[interruptMask] = 0xff
+      try setIRQChip(chip)
+    }
   }
 
   // MARK: Memslots

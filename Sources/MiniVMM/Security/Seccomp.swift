@@ -67,7 +67,8 @@ public struct SeccompFilters: Sendable {
 
   private static func calls(_ kind: ThreadKind) -> [String] {
     switch kind {
-    case .vcpu: common
+    // epoll_ctl: a driver that starts or resets its network card changes what the device thread waits for.
+    case .vcpu: common + ["epoll_ctl"]
     case .device:
       common + [
         "epoll_wait", "epoll_pwait", "epoll_ctl", "preadv2", "pwritev2", "sendto", "sendmsg", "recvfrom", "recvmsg",
@@ -87,7 +88,7 @@ public struct SeccompFilters: Sendable {
   private static func requests(_ kind: ThreadKind) -> [UInt] {
     let run: [KVMRequest] = [.run, .getRegs, .getSregs, .resetDirtyRings, .kvmclockCtrl]
     switch kind {
-    case .vcpu: return run.map { UInt($0.rawValue) }
+    case .vcpu: return run.map { UInt($0.rawValue) } + [UInt(lx_ioctl_tun_offload)]
     case .device: return [UInt(lx_ioctl_tun_offload)]
     case .disk: return []
     case .control: return [UInt(lx_ioctl_tcgets), UInt(lx_ioctl_tcsets), UInt(lx_ioctl_tcsets) + 1]
