@@ -22,6 +22,9 @@ enum Interrupts {
     let common = hasX2APIC ? interrupt_x2apic_address() : interrupt_xapic_address()
     for vector in UInt32(32)..<256 { setGate(vector, common) }
     setGate(spuriousVector, interrupt_spurious_address())
+    // A legacy PIC may sit on the same lines: silence it.
+    Ring0.out8(0xa1, 0xff)
+    Ring0.out8(0x21, 0xff)
     setUpLocal()
   }
 
@@ -36,6 +39,7 @@ enum Interrupts {
       Ring0.writeMSR(0x1b, base | 0x800)
     }
     write(0xf0, 0x100 | spuriousVector)
+    write(0x350, 0x10000)  // LINT0, where a PIC's interrupts would come in: masked
     if hasDeadlineTimer {
       write(0x320, timerVector | 2 << 17)
     } else {
