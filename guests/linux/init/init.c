@@ -340,7 +340,7 @@ __attribute__((used, noreturn)) void start_c(void) {
         }
         // The shell is started by the first key, which it then reads; nobody waits for its exec before.
         struct pollfd waits[2] = {{(int)signals, POLLIN, 0}, {disk && started && !shell ? 0 : -1, POLLIN, 0}};
-        SYS_3(poll, waits, 2, started ? -1 : 100);
+        SYS_3(poll, waits, 2, started ? -1 : 250);
         if (waits[1].revents & POLLIN) shell = startShell();
         if (!(waits[0].revents & POLLIN)) continue;
         struct { uint32_t signal, rest[31]; } info;
