@@ -45,5 +45,9 @@ let package = Package(
         .product(name: "Logging", package: "swift-log"),
       ],
       path: "Sources/CLI", swiftSettings: settings),
+    .target(name: "CHarness", path: "Tests/CHarness"),
+    .target(name: "Harness", dependencies: ["CHarness"], path: "Tests/Harness", exclude: ["relay.py"]),
+    .testTarget(
+      name: "IntegrationTests", dependencies: ["Harness"], path: "Tests/IntegrationTests"),
   ]
 )

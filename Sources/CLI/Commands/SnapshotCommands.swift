@@ -49,7 +49,9 @@ struct SnapshotCommand: ParsableCommand {
     }
     isWhole = true
     let size = (reply.snapshotBytes ?? 0) >> 10
-    print("\(file): \(size) KiB, guest paused for \(reply.pauseMilliseconds.map { "\(($0 * 10).rounded() / 10)" } ?? "?") ms")
+    print(
+      "\(file): \(size) KiB, guest paused for \(reply.pauseMilliseconds.map { "\(($0 * 10).rounded() / 10)" } ?? "?") ms"
+    )
   }
 }
 

@@ -21,7 +21,9 @@ enum ControlClient {
         ? unsafe lx_send(fd, bytes.baseAddress, bytes.count)
         : unsafe lx_send_fd(fd, bytes.baseAddress, bytes.count, descriptor)
     }
-    guard sent == line.count else { throw Failure("the machine at \(path) does not take requests; is it hung?", .protocolError) }
+    guard sent == line.count else {
+      throw Failure("the machine at \(path) does not take requests; is it hung?", .protocolError)
+    }
     var reply: [UInt8] = []
     while reply.last != UInt8(ascii: "\n"), reply.count <= ControlCodec.lineLimit {
       HostThread.waitReadable(fd)

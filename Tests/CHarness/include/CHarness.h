@@ -1,0 +1,10 @@
+// What the test harness needs of Linux that Swift can't call.
+#pragma once
+#include <stdint.h>
+
+/// A socket made inside a network namespace (`path` such as /run/netns/x) and left connected to address:port; -errno on
+/// failure. `type` is SOCK_STREAM or SOCK_DGRAM. The calling thread is back in its own namespace afterwards.
+int harness_connect(const char *path, int type, const char *address, uint16_t port, int timeout_ms);
+/// Sends all and receives until `count` bytes or the deadline; bytes received, or -errno.
+int harness_send_all(int fd, const void *bytes, int count);
+int harness_receive(int fd, void *bytes, int count, int timeout_ms);

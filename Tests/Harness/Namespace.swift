@@ -1,0 +1,80 @@
+import CHarness
+import Foundation
+
+/// A network namespace with one tap, 10.0.0.1/24 on the host's side; removed when it goes.
+public final class Namespace: Sendable {
+  public static let host = "10.0.0.1"
+  public static let guest = "10.0.0.2"
+  public let name: String
+  public let tap = "tap0"
+
+  public init(taps: [String] = ["tap0"]) throws {
+    name = "minivmm-test-\(getpid())-\(UInt32.random(in: 0..<1_000_000))"
+    try require("ip", ["netns", "add", name])
+    try inside("ip", ["link", "set", "lo", "up"])
+    for (index, tap) in taps.enumerated() {
+      try inside("ip", ["tuntap", "add", tap, "mode", "tap"])
+      try inside("ip", ["address", "add", "10.0.\(index).1/24", "dev", tap])
+      try inside("ip", ["link", "set", tap, "up"])
+    }
+  }
+
+  deinit { _ = try? run("ip", ["netns", "delete", name]) }
+
+  /// Runs a program inside and fails unless it succeeds.
+  @discardableResult
+  public func inside(_ program: String, _ arguments: [String], timeout: TimeInterval = 30) throws -> String {
+    try require("ip", ["netns", "exec", name, program] + arguments, timeout: timeout)
+  }
+
+  /// A TCP or UDP socket inside, connected to the guest.
+  public func connect(port: UInt16, udp: Bool = false, to address: String = guest, timeout: Int = 5000) throws
+    -> Connection
+  {
+    let type = udp ? Int32(SOCK_DGRAM.rawValue) : Int32(SOCK_STREAM.rawValue)
+    let descriptor = harness_connect("/run/netns/\(name)", type, address, port, Int32(timeout))
+    guard descriptor >= 0 else {
+      throw HarnessError("connect to \(address):\(port): \(String(cString: strerror(-descriptor)))")
+    }
+    return Connection(descriptor: descriptor)
+  }
+
+  @discardableResult
+  private func require(_ program: String, _ arguments: [String], timeout: TimeInterval = 30) throws -> String {
+    let outcome = try run(program, arguments, timeout: timeout)
+    guard outcome.status == 0 else {
+      throw HarnessError(
+        "\(program) \(arguments.joined(separator: " ")) ended with \(outcome.status): \(outcome.errors)\(outcome.output)"
+      )
+    }
+    return outcome.output
+  }
+}
+
+/// A connected socket of a client.
+public final class Connection: Sendable {
+  private let descriptor: Int32
+  init(descriptor: Int32) { self.descriptor = descriptor }
+  deinit { close(descriptor) }
+
+  public func send(_ text: String) throws { try send(Array(text.utf8)) }
+
+  public func send(_ bytes: [UInt8]) throws {
+    let result = harness_send_all(descriptor, bytes, Int32(bytes.count))
+    guard result >= 0 else { throw HarnessError("send: \(String(cString: strerror(-result)))") }
+  }
+
+  /// Exactly `count` bytes, or fewer when the peer closed or nothing came for `timeout` milliseconds.
+  public func receive(_ count: Int, timeout: Int = 5000) throws -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: count)
+    let got = harness_receive(descriptor, &bytes, Int32(count), Int32(timeout))
+    guard got >= 0 else { throw HarnessError("receive: \(String(cString: strerror(-got)))") }
+    return Array(bytes.prefix(Int(got)))
+  }
+
+  /// Sends a request and expects this reply, to the byte.
+  public func exchange(_ request: String, expecting reply: String, timeout: Int = 5000) throws -> Bool {
+    try send(request)
+    return try receive(reply.utf8.count, timeout: timeout) == Array(reply.utf8)
+  }
+}
