@@ -20,12 +20,18 @@ public final class EventLoop: Sendable {
     var tag: UInt32
     var generation: UInt32
   }
-  private enum Phase { case idle, running, parking, parked, stopping }
+  /// What the control side wants, and what the loop has made of it: the loop alone changes the second.
+  private struct Control {
+    enum Wish { case run, park, stop }
+    enum State { case idle, running, parked, ended }
+    var wish = Wish.run
+    var state = State.idle
+  }
 
   private let epoll: CInt
   private let wake: CInt
   private let registrations = Mutex<[Registration]>([])
-  private let phase = Mutex<Phase>(.idle)
+  private let control = Mutex(Control())
   /// Signalled when the loop has parked or ended.
   private let changed: CInt
 
@@ -79,15 +85,17 @@ public final class EventLoop: Sendable {
   /// Stops listening to a descriptor for good.
   public func unregister(_ source: Source) {
     lx_epoll_ctl(epoll, EPOLL_CTL_DEL, source.descriptor, 0, source.token)
-    registrations.withLock { $0[Int(source.token & 0xffff_ffff)].handler = nil }
+    registrations.withLock { table in
+      let index = Int(source.token & 0xffff_ffff)
+      // The place may have another owner by now.
+      if UInt64(table[index].generation) == source.token >> 32 { table[index].handler = nil }
+    }
   }
 
   /// Runs until ``stop()``. The body of the device thread.
   public func run() {
     var events = unsafe [epoll_event](repeating: epoll_event(), count: 64)
-    guard enterRunning() else { return }
-    // Whoever waits in park() while stop() wins must not wait for ever.
-    defer { lx_eventfd_signal(changed) }
+    guard settle() else { return }
     while true {
       let count = unsafe events.withUnsafeMutableBufferPointer { buffer in
         unsafe lx_epoll_wait(epoll, buffer.baseAddress, CInt(buffer.count), -1)
@@ -101,74 +109,51 @@ public final class EventLoop: Sendable {
         guard UInt64(registration.generation) == token >> 32 else { continue }
         unsafe registration.handler?.ready(tag: registration.tag, events: events[index].events)
       }
-      if lx_eventfd_take(wake) > 0, !parkOrStop() { return }
+      if lx_eventfd_take(wake) > 0, !settle() { return }
     }
   }
 
-  private func enterRunning() -> Bool {
-    phase.withLock { phase in
-      switch phase {
-      case .idle: phase = .running
-      case .stopping: return false
-      case .parking:
-        // Parked before the loop began: the first wake-up below parks.
-        lx_eventfd_signal(wake)
-      default: break
+  /// Does as wished, and stays here while parked; false when the loop is to end. The wish is looked at again after
+  /// every wake-up: an unpark followed at once by another park is one wake-up.
+  private func settle() -> Bool {
+    while true {
+      let wish = control.withLock { control in
+        switch control.wish {
+        case .run: control.state = .running
+        case .park: control.state = .parked
+        case .stop: control.state = .ended
+        }
+        return control.wish
       }
-      return true
-    }
-  }
-
-  /// False when the loop is to end.
-  private func parkOrStop() -> Bool {
-    let parks = phase.withLock { phase in
-      if phase == .parking {
-        phase = .parked
-        return true
-      }
-      return false
-    }
-    if parks {
+      if wish == .run { return true }
       lx_eventfd_signal(changed)
-      while phase.withLock({ $0 == .parked }) { waitReadable(wake) }
+      if wish == .stop { return false }
+      HostThread.waitReadable(wake)
+      _ = lx_eventfd_take(wake)
     }
-    return phase.withLock { $0 != .stopping }
   }
 
-  /// Stops handling events and returns once no handler runs. Not from the device thread.
+  /// Stops handling events and returns once no handler runs; before ``run()``, keeps it from starting. Not from the
+  /// device thread.
   public func park() {
-    let wasRunning = phase.withLock { phase in
-      switch phase {
-      case .running:
-        phase = .parking
-        return true
-      default: return false
-      }
-    }
-    guard wasRunning else { return }
+    control.withLock { if $0.wish == .run { $0.wish = .park } }
     lx_eventfd_signal(wake)
-    while phase.withLock({ $0 == .parking }) { waitReadable(changed) }
-    _ = lx_eventfd_take(changed)
+    while control.withLock({ $0.state == .running }) {
+      // Of several threads that wait here one takes the signal; the others look again soon.
+      HostThread.waitReadable(changed, timeoutMilliseconds: 10)
+      _ = lx_eventfd_take(changed)
+    }
   }
 
   /// Goes on after ``park()``.
   public func unpark() {
-    phase.withLock { phase in
-      if phase == .parked { phase = .running }
-    }
+    control.withLock { if $0.wish == .park { $0.wish = .run } }
     lx_eventfd_signal(wake)
   }
 
   /// Ends ``run()`` after the handler that runs now, if any. From any thread.
   public func stop() {
-    phase.withLock { $0 = .stopping }
+    control.withLock { $0.wish = .stop }
     lx_eventfd_signal(wake)
-  }
-
-  private func waitReadable(_ descriptor: CInt) {
-    var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
-    _ = unsafe poll(&entry, 1, -1)
-    // The wake-up eventfd stays readable until taken; taking it here keeps the loops above from spinning.
-    _ = lx_eventfd_take(descriptor)
   }
 }

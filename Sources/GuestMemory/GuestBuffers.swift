@@ -23,10 +23,12 @@ public struct GuestBuffers: Sendable {
   /// Adds a piece; false when it is not inside one region of `memory`, or the sum would pass 4 GiB.
   @inline(__always)
   public mutating func append(address: UInt64, count: UInt64, in memory: GuestMemory) -> Bool {
-    let sum = self.count + count
-    guard memory.fileOffset(of: address, count: count) != nil, sum <= UInt64(UInt32.max) else { return false }
+    // A range inside RAM is short enough for the sum not to overflow.
+    guard memory.fileOffset(of: address, count: count) != nil, self.count + count <= UInt64(UInt32.max) else {
+      return false
+    }
     pieces.append(Piece(address: address, count: count))
-    self.count = sum
+    self.count += count
     return true
   }
 }
