@@ -49,5 +49,13 @@ let package = Package(
     .target(name: "Harness", dependencies: ["CHarness"], path: "Tests/Harness", exclude: ["relay.py"]),
     .testTarget(
       name: "IntegrationTests", dependencies: ["Harness"], path: "Tests/IntegrationTests"),
+    .target(name: "CTestSupport", path: "Tests/CTestSupport"),
+    .testTarget(
+      name: "GuestMemoryTests", dependencies: ["GuestMemory", "StateCodec"],
+      path: "Tests/GuestMemoryTests", swiftSettings: settings),
+    .testTarget(
+      name: "DeviceTests",
+      dependencies: ["Devices", "GuestMemory", "StateCodec", "VirtioLayout", "CLinux", "CTestSupport"],
+      path: "Tests/DeviceTests", swiftSettings: settings),
   ]
 )

@@ -1,0 +1,95 @@
+import CLinux
+import Devices
+import Glibc
+import GuestMemory
+import Synchronization
+import VirtioLayout
+
+/// A network back end in memory: what it was sent, what it is to deliver, and whether it is full or gone.
+final class MemoryBackend: FrameBackend {
+  struct Sent: Equatable, Sendable {
+    var header: [UInt8]
+    var frame: [UInt8]
+  }
+
+  private struct State {
+    var incoming: [[UInt8]] = []
+    var sent: [Sent] = []
+    var full = false
+    var gone = false
+    var unflushed = false
+    var guestOffloads: UInt64 = 0
+  }
+
+  let descriptor: CInt
+  let offloads: UInt64
+  private let state = Mutex(State())
+  private let onSend = Mutex<(@Sendable () -> Void)?>(nil)
+
+  init(offloads: UInt64 = 0) throws {
+    descriptor = lx_eventfd(0)
+    guard descriptor >= 0 else { throw HostError(operation: "eventfd", errno: -descriptor) }
+    self.offloads = offloads
+  }
+
+  deinit { lx_close(descriptor) }
+
+  static let allOffloads =
+    NetFeature.checksum | NetFeature.guestChecksum | NetFeature.guestTSO4 | NetFeature.guestTSO6
+    | NetFeature.hostTSO4 | NetFeature.hostTSO6
+
+  var sent: [Sent] { state.withLock { $0.sent } }
+  var waiting: Int { state.withLock { $0.incoming.count } }
+  var guestOffloads: UInt64 { state.withLock { $0.guestOffloads } }
+  var isFull: Bool {
+    get { state.withLock { $0.full } }
+    set { state.withLock { $0.full = newValue } }
+  }
+  /// A part of an earlier frame has not left yet.
+  var hasRest: Bool {
+    get { state.withLock { $0.unflushed } }
+    set { state.withLock { $0.unflushed = newValue } }
+  }
+  func lose() { state.withLock { $0.gone = true } }
+  /// Runs at the start of each send: another vCPU that changes the frame meanwhile.
+  func beforeSend(_ body: @escaping @Sendable () -> Void) { onSend.withLock { $0 = body } }
+
+  /// A frame for the guest, behind `header` or an empty one.
+  func deliver(_ frame: [UInt8], header: [UInt8] = [UInt8](repeating: 0, count: 12)) {
+    state.withLock { $0.incoming.append(header + frame) }
+    lx_eventfd_signal(descriptor)
+  }
+
+  func clear() { state.withLock { $0.incoming = [] } }
+
+  func setGuestOffloads(_ features: UInt64) { state.withLock { $0.guestOffloads = features } }
+
+  func send(
+    _ header: [UInt8], _ frame: GuestBuffers, offset: UInt64, count: UInt64, memory: GuestMemory
+  ) -> SendResult {
+    onSend.withLock { $0 }?()
+    return state.withLock { state in
+      if state.gone { return .dropped }
+      if state.full || state.unflushed { return .full }
+      var bytes = [UInt8](repeating: 0, count: Int(count))
+      let got = unsafe bytes.withUnsafeMutableBytes { unsafe memory.gather(frame, offset: offset, into: $0) }
+      if state.sent.count < 100_000 { state.sent.append(Sent(header: header, frame: Array(bytes.prefix(got)))) }
+      return .sent
+    }
+  }
+
+  func flush() -> Bool { state.withLock { !$0.unflushed } }
+
+  func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int {
+    state.withLock { state in
+      if state.gone { return -Int(ENODEV) }
+      guard !state.incoming.isEmpty else {
+        _ = lx_eventfd_take(descriptor)
+        return 0
+      }
+      let packet = state.incoming.removeFirst()
+      unsafe buffer.copyBytes(from: packet)
+      return packet.count
+    }
+  }
+}
