@@ -1,1 +1,0 @@
-enum Hostile { static func run() {} }
