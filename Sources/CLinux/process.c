@@ -49,6 +49,8 @@ int lx_termination_descriptor(void) {
   return fd < 0 ? -errno : fd;
 }
 
+void lx_ignore_sigpipe(void) { signal(SIGPIPE, SIG_IGN); }
+
 int lx_isatty(int fd) { return isatty(fd); }
 
 static struct termios saved_terminal;

@@ -42,7 +42,16 @@ public struct HostThread: Sendable {
 
   /// Waits until `descriptor` is readable, or a signal comes.
   public static func waitReadable(_ descriptor: CInt, timeoutMilliseconds: Int32 = -1) {
-    var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+    wait(descriptor, POLLIN, timeoutMilliseconds)
+  }
+
+  /// Waits until `descriptor` is writable, or a signal comes.
+  public static func waitWritable(_ descriptor: CInt, timeoutMilliseconds: Int32 = -1) {
+    wait(descriptor, POLLOUT, timeoutMilliseconds)
+  }
+
+  private static func wait(_ descriptor: CInt, _ events: Int32, _ timeoutMilliseconds: Int32) {
+    var entry = pollfd(fd: descriptor, events: Int16(events), revents: 0)
     _ = unsafe poll(&entry, 1, timeoutMilliseconds)
   }
 }

@@ -29,6 +29,7 @@ final class Session: Sendable {
     }
     self.settings = settings
     loop = try EventLoop()
+    lx_ignore_sigpipe()
     // Before any thread starts, so that all inherit the mask.
     let signals = lx_termination_descriptor()
     guard signals >= 0 else { throw HostError(operation: "signalfd", errno: -signals) }
@@ -61,6 +62,7 @@ final class Session: Sendable {
     try assembled.filters.load(.control)
     loop.run()
     assembled.shutDown()
+    assembled.serial.finish()
     lx_terminal_restore()
     let end = assembled.machine.end ?? .stopped
     switch end {

@@ -100,6 +100,19 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
     drain()
   }
 
+  /// Writes out what is left after the guest has ended, waiting for a slow reader a second at the most.
+  /// The device thread has ended.
+  public func finish() {
+    drain()
+    for _ in 0..<10 {
+      guard state.withLock({ !$0.output.isEmpty }) else { return }
+      if let descriptor = state.withLock({ $0.sink?.waitDescriptor }) {
+        HostThread.waitWritable(descriptor, timeoutMilliseconds: 100)
+      }
+      drain()
+    }
+  }
+
   private func drain() {
     var (bytes, sink) = state.withLock { state in
       var taken: [UInt8] = []
