@@ -69,7 +69,7 @@ enum BlockCases {
   }
 
   static func unknownType() {
-    let types: InlineArray<5, UInt32> = [5, 15, 99, 1000, 0x7fff_ff00]
+    let types: InlineArray<5, UInt32> = [6, 98, 100, 1000, 0x7fff_ff00]
     for i in 0..<5 {
       request(types[i], sector: 0, length: 512)
       Hostile.expect(Victim.blockStatus == BlockStatus.unsupported, "an unknown type must be UNSUPP")
