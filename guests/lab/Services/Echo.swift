@@ -15,7 +15,7 @@ enum Echo {
     }, nil)
     listen(on: port) { _, pcb, error in
       guard let pcb, error == ok else { return err_t(ERR_VAL.rawValue) }
-      return EchoConnection.accept(pcb)
+      return Echo.accept(pcb)
     }
   }
 }
@@ -40,68 +40,73 @@ func dropFront(_ p: UnsafeMutablePointer<pbuf>, _ n: Int) -> UnsafeMutablePointe
   return rest
 }
 
-/// A TCP connection of the echo service. Its state is the received data that could not be sent yet, a pbuf chain, which
-/// is the connection's argument in lwIP.
-private enum EchoConnection {
-  static func accept(_ pcb: UnsafeMutablePointer<tcp_pcb>) -> err_t {
-    tcp_no_delay(pcb)
-    tcp_arg(pcb, nil)
-    tcp_recv(pcb) { pending, pcb, data, error in
-      guard let pcb else { return ok }
-      guard let data, error == ok else { return EchoConnection.end(pcb, pending) }
-      let chain: UnsafeMutablePointer<pbuf>
-      if let pending {
-        chain = pending.assumingMemoryBound(to: pbuf.self)
-        pbuf_cat(chain, data)
-      } else {
-        chain = data
+/// A TCP connection of the echo service: received data that could not be sent yet.
+private struct EchoConnection {
+  var pcb: UnsafeMutablePointer<tcp_pcb>?
+  var pending: UnsafeMutablePointer<pbuf>?
+  /// The client has sent all: close when everything is sent back.
+  var peerClosed: Bool
+}
+
+extension Echo {
+  private typealias Connection = UnsafeMutablePointer<EchoConnection>
+
+  private static let limit = 128
+  nonisolated(unsafe) private static var connections: Connection! = nil
+
+  fileprivate static func accept(_ pcb: UnsafeMutablePointer<tcp_pcb>) -> err_t {
+    if connections == nil { connections = Arena.takeZeroed(EchoConnection.self, count: limit) }
+    for i in 0..<limit where connections[i].pcb == nil {
+      let c = connections + i
+      c.initialize(to: EchoConnection(pcb: pcb, pending: nil, peerClosed: false))
+      tcp_no_delay(pcb)
+      tcp_arg(pcb, c)
+      tcp_recv(pcb) { c, _, data, _ in Echo.received(c!.assumingMemoryBound(to: EchoConnection.self), data) }
+      tcp_sent(pcb) { c, _, _ in Echo.pump(c!.assumingMemoryBound(to: EchoConnection.self)) }
+      tcp_poll(pcb, { c, _ in Echo.pump(c!.assumingMemoryBound(to: EchoConnection.self)) }, 2)
+      tcp_err(pcb) { c, _ in
+        if let c { Echo.forget(c.assumingMemoryBound(to: EchoConnection.self)) }
       }
-      EchoConnection.pump(pcb, chain)
       return ok
     }
-    tcp_sent(pcb) { pending, pcb, _ in
-      if let pcb, let pending { EchoConnection.pump(pcb, pending.assumingMemoryBound(to: pbuf.self)) }
-      return ok
-    }
-    tcp_err(pcb) { pending, _ in
-      if let pending { pbuf_free(pending.assumingMemoryBound(to: pbuf.self)) }
-    }
-    tcp_poll(pcb, { pending, pcb in
-      if let pcb, let pending { EchoConnection.pump(pcb, pending.assumingMemoryBound(to: pbuf.self)) }
-      return ok
-    }, 2)
-    return ok
+    tcp_abort(pcb)
+    return err_t(ERR_ABRT.rawValue)
   }
 
-  private static func pump(_ pcb: UnsafeMutablePointer<tcp_pcb>, _ chain: UnsafeMutablePointer<pbuf>) {
-    var rest: UnsafeMutablePointer<pbuf>? = chain
-    while let p = rest {
+  private static func received(_ c: Connection, _ data: UnsafeMutablePointer<pbuf>?) -> err_t {
+    if let data {
+      if let pending = c.pointee.pending { pbuf_cat(pending, data) } else { c.pointee.pending = data }
+    } else {
+      c.pointee.peerClosed = true
+    }
+    return pump(c)
+  }
+
+  private static func pump(_ c: Connection) -> err_t {
+    guard let pcb = c.pointee.pcb else { return ok }
+    while let p = c.pointee.pending {
       let n = UInt16(min(UInt32(p.pointee.len), tcp_send_space(pcb)))
       if n == 0, p.pointee.len > 0 { break }
       if n > 0, tcp_write(pcb, p.pointee.payload, n, UInt8(TCP_WRITE_FLAG_COPY)) != ok { break }
-      rest = dropFront(p, Int(n))
+      c.pointee.pending = dropFront(p, Int(n))
       tcp_recved(pcb, n)
     }
-    tcp_arg(pcb, rest)
     tcp_output(pcb)
-  }
-
-  /// The client has sent all: send what is left, then close.
-  private static func end(_ pcb: UnsafeMutablePointer<tcp_pcb>, _ pending: UnsafeMutableRawPointer?) -> err_t {
-    if let pending {
-      let chain = pending.assumingMemoryBound(to: pbuf.self)
-      pump(pcb, chain)
-    }
-    if let left = pcb.pointee.callback_arg {
-      pbuf_free(left.assumingMemoryBound(to: pbuf.self))
-    }
+    guard c.pointee.peerClosed, c.pointee.pending == nil else { return ok }
     tcp_arg(pcb, nil)
     tcp_recv(pcb, nil)
     tcp_sent(pcb, nil)
     tcp_poll(pcb, nil, 0)
     tcp_err(pcb, nil)
+    forget(c)
     if tcp_close(pcb) == ok { return ok }
     tcp_abort(pcb)
     return err_t(ERR_ABRT.rawValue)
+  }
+
+  private static func forget(_ c: Connection) {
+    if let pending = c.pointee.pending { pbuf_free(pending) }
+    c.pointee.pending = nil
+    c.pointee.pcb = nil
   }
 }

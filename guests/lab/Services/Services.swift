@@ -22,7 +22,8 @@ enum Services {
     if let text = CommandLine.value("print") { Console.line { $0.bytes(text) } }
     rest = CommandLine.value("service") ?? rest
     isServing = rest.isEmpty || wants("idle")
-    let network = CommandLine.value("ip") != nil && Interface.setUp()
+    let serves = rest.isEmpty || wants("idle") || wants("echo") || wants("kv") || wants("bulk")
+    let network = serves && CommandLine.value("ip") != nil && Interface.setUp()
     if network { startNetworkServices() }
     if wants("dirty") {
       Dirty.start()
@@ -34,7 +35,7 @@ enum Services {
   }
 
   private static func startNetworkServices() {
-    isServing = isServing || wants("echo") || wants("kv") || wants("bulk")
+    isServing = true
     if wants("echo") { Echo.start() }
     if wants("bulk") { Bulk.start() }
   }

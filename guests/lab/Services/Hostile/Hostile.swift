@@ -94,6 +94,7 @@ enum Hostile {
       return true
     }
     Victim.bringUp()
+    wrong = 0
     test.run()
     let status = Victim.transport.status
     Console.line {
@@ -102,6 +103,10 @@ enum Hostile {
       $0.text(" done status=")
       $0.hex(UInt64(status))
       if status & DeviceStatus.needsReset != 0 { $0.text(" needs-reset") }
+      if wrong > 0 {
+        $0.text(" wrong=")
+        $0.decimal(wrong)
+      }
     }
     return recover()
   }
@@ -112,9 +117,13 @@ enum Hostile {
     return good
   }
 
-  /// For cases that must succeed.
+  nonisolated(unsafe) private static var wrong: UInt64 = 0
+
+  /// For what a sound device does whatever it is asked: the first thing that is wrong in a case is named.
   static func expect(_ good: Bool, _ what: StaticString) {
     if good { return }
+    wrong += 1
+    guard wrong == 1 else { return }
     Console.line {
       $0.text("hostile: WRONG ")
       $0.text(what)

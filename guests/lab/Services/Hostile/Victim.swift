@@ -29,6 +29,8 @@ enum Victim {
     }
     let order: InlineArray<4, UInt32> = [wanted ?? DeviceID.block, DeviceID.block, DeviceID.network, DeviceID.entropy]
     for i in 0..<(wanted == nil ? 4 : 1) {
+      // A card that serves clients is left alone.
+      if order[i] == DeviceID.network, Interface.isUp { continue }
       guard let found = Discovery.find(order[i]) else { continue }
       transport = found
       deviceID = order[i]
