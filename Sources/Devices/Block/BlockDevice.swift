@@ -127,11 +127,7 @@ public final class BlockDevice: VirtioDevice {
   ) {
     let ok = outcome == .done
     var written: UInt64 = 0
-    if case .read(_, let count) = request.operation {
-      // What a failed read left behind is unknown: mark it all.
-      queues.memory.markDirty(chain.writable, count: count)
-      if ok { written = count }
-    }
+    if ok, case .read(_, let count) = request.operation { written = count }
     complete(chain, request, status: ok ? BlockStatus.ok : BlockStatus.ioError, written: written, queue, &queues)
   }
 
@@ -144,7 +140,10 @@ public final class BlockDevice: VirtioDevice {
     queues.push(queue, head: chain.head, written: UInt32(truncatingIfNeeded: written + 1))
   }
 
-  public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) { finish(&queues) }
+  public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) -> Int? {
+    finish(&queues)
+    return nil
+  }
 
   private func finish(_ queues: inout QueueSet) {
     slots.takeFinished(workers) { chain, request, outcome in complete(chain, request, outcome, 0, &queues) }

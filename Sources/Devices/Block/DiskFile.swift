@@ -65,12 +65,14 @@ public final class DiskFile: Sendable {
 
   deinit { lx_close(descriptor) }
 
-  /// Reads `count` bytes at `position` into `buffers`, from `offset` in them on.
+  /// Reads `count` bytes at `position` into `buffers`, and marks them as written: all of them, because what a failed
+  /// read left behind is unknown, and here, because a request that ends in a reset has nobody else to do it.
   /// - Parameter nowait: give up with ``Outcome/wouldBlock`` rather than wait for the device (page cache misses).
   func read(
     _ memory: GuestMemory, _ buffers: GuestBuffers, count: UInt64, position: UInt64, nowait: Bool
   ) -> Outcome {
-    unsafe transfer(memory, buffers, offset: 0, count: count, position: position) { vectors, at in
+    defer { memory.markDirty(buffers, count: count) }
+    return unsafe transfer(memory, buffers, offset: 0, count: count, position: position) { vectors, at in
       unsafe lx_preadv(descriptor, vectors.baseAddress, CInt(vectors.count), at, nowait ? LX_NOWAIT : 0)
     }
   }

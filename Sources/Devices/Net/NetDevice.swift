@@ -39,6 +39,8 @@ public final class NetDevice: VirtioDevice {
     var source: EventLoop.Source?
     var loop: EventLoop?
     var interest: UInt32 = EPOLLIN.rawValue
+    /// The tap or peer has gone for good: frames of the guest are dropped.
+    var lost = false
     /// A received packet (header and frame) that waits for guest buffers.
     var packet = [UInt8](repeating: 0, count: NetDevice.maximumPacket)
     var packetCount = 0
@@ -97,40 +99,54 @@ public final class NetDevice: VirtioDevice {
   }
 
   private func setInterest(_ events: UInt32, _ state: inout State) {
-    guard events != state.interest, let loop = state.loop, let source = state.source else { return }
+    guard events != state.interest else { return }
     state.interest = events
-    loop.setInterest(source, events: events)
+    if let source = state.source { state.loop?.setInterest(source, events: events) }
+  }
+
+  /// Listens no more: epoll reports a descriptor's end whatever the interest.
+  private func lose(_ state: inout State) {
+    guard !state.lost else { return }
+    state.lost = true
+    if let source = state.source { state.loop?.unregister(source) }
+    state.source = nil
+    state.interest = 0
+    statistics.backendLost.add(1)
   }
 
   public func process(queue: Int, _ queues: inout QueueSet) -> Bool {
     state.withLock { state in
-      queue == Self.receiveQueue ? receive(&state, &queues) : transmit(&state, &queues)
+      if queue == Self.transmitQueue { return transmit(&state, &queues) }
+      let again = receive(&state, &queues)
+      // Nobody else visits frames that waited for the host to take them.
+      return state.lost ? transmit(&state, &queues) : again
     }
   }
 
-  public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) {
+  public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) -> Int? {
     state.withLock { state in
       if events & (EPOLLERR.rawValue | EPOLLHUP.rawValue) != 0 {
-        // The tap was deleted or the peer has closed. epoll reports that whatever the interest: stop listening.
-        if let source = state.source { state.loop?.unregister(source) }
-        state.source = nil
-        statistics.backendLost.add(1)
-        return
+        // The tap was deleted or the peer has closed; what it sent before is still there.
+        if receive(&state, &queues) { return Self.receiveQueue }
+        lose(&state)
+        return Self.transmitQueue
       }
       if events & EPOLLOUT.rawValue != 0, backend.flush() {
         setInterest(state.interest & ~EPOLLOUT.rawValue, &state)
         if transmit(&state, &queues) { setInterest(state.interest | EPOLLOUT.rawValue, &state) }
       }
-      // Level-triggered: what is left after one visit brings us back.
-      if events & ~EPOLLOUT.rawValue != 0 { _ = receive(&state, &queues) }
+      guard events & ~EPOLLOUT.rawValue != 0 else { return nil }
+      let again = receive(&state, &queues)
+      return state.lost ? Self.transmitQueue : again ? Self.receiveQueue : nil
     }
   }
 
   // MARK: To the guest
 
+  /// True when the visit's share is used up: the back end may hold frames that its descriptor does not tell of.
   private func receive(_ state: inout State, _ queues: inout QueueSet) -> Bool {
     let queue = Self.receiveQueue
-    guard queues.isUsable(queue) else {
+    guard !state.lost, queues.isUsable(queue) else {
       setInterest(state.interest & ~EPOLLIN.rawValue, &state)
       return false
     }
@@ -144,8 +160,7 @@ public final class NetDevice: VirtioDevice {
       if state.packetCount == 0 {
         let count = unsafe state.packet.withUnsafeMutableBytes { unsafe backend.receive(into: $0) }
         if count < 0 {
-          // The tap or peer has gone for good: an interest left on would spin.
-          setInterest(0, &state)
+          lose(&state)
           return false
         }
         guard count > NetHeader.size else {
@@ -162,14 +177,15 @@ public final class NetDevice: VirtioDevice {
         state.packetCount = 0
         statistics.droppedReceive.add(1)
       case .needsBuffers:
-        guard queues.enableNotifications(queue) else {
+        // The buffers there are were not enough: only more of them help.
+        guard queues.enableNotifications(queue, beyond: UInt16(state.heads.count)) else {
           setInterest(state.interest & ~EPOLLIN.rawValue, &state)
           return false
         }
       }
     }
     setInterest(state.interest | EPOLLIN.rawValue, &state)
-    return false
+    return true
   }
 
   private enum Delivery { case delivered, dropped, needsBuffers }
@@ -178,6 +194,7 @@ public final class NetDevice: VirtioDevice {
   private func deliver(_ state: inout State, _ queues: inout QueueSet) -> Delivery {
     let queue = Self.receiveQueue
     let mergeable = state.features & NetFeature.mergeableBuffers != 0
+    guard NetFrameRules.mayDeliver(gsoType: state.packet[1], features: state.features) else { return .dropped }
     if state.features & NetFeature.guestChecksum == 0 { state.packet[0] = 0 }
     var offset = 0
     state.heads.removeAll(keepingCapacity: true)
@@ -187,7 +204,8 @@ public final class NetDevice: VirtioDevice {
       guard queues.pop(queue, into: &state.chain) else {
         // A broken ring has stopped the device; an empty one is tried again.
         queues.unpop(queue, state.heads[...])
-        return .needsBuffers
+        // A queue full of buffers that are too small together will never hold it.
+        return state.heads.count == Int(queues.queues[queue].size) ? .dropped : .needsBuffers
       }
       let room = Int(state.chain.writable.count)
       if offset == 0, room < NetHeader.size || (!mergeable && room < state.packetCount) {
@@ -221,6 +239,8 @@ public final class NetDevice: VirtioDevice {
   private func transmit(_ state: inout State, _ queues: inout QueueSet) -> Bool {
     let queue = Self.transmitQueue
     guard state.interest & EPOLLOUT.rawValue == 0, queues.isUsable(queue) else { return false }
+    // The rest of a frame that was taken in part must not wait for the next one.
+    defer { if !state.lost, !backend.flush() { setInterest(state.interest | EPOLLOUT.rawValue, &state) } }
     queues.disableNotifications(queue)
     for count in 1...Self.visitLimit {
       guard queues.pop(queue, into: &state.chain) else {
@@ -253,6 +273,7 @@ public final class NetDevice: VirtioDevice {
       queues.mistakes.add(.request)
       return .dropped
     }
+    if state.lost { return .dropped }
     NetFrameRules.encode(header, into: &state.header)
     return backend.send(
       state.header, frame, offset: UInt64(NetHeader.size), count: frame.count - UInt64(NetHeader.size),
@@ -269,7 +290,9 @@ public final class NetDevice: VirtioDevice {
 
   public func restore(from reader: inout StateReader) throws(StateError) {
     let packet = try reader.get([UInt8].self)
-    guard packet.count <= Self.maximumPacket else { throw .invalid("a waiting frame of \(packet.count) bytes") }
+    guard packet.isEmpty || (NetHeader.size + 1...Self.maximumPacket).contains(packet.count) else {
+      throw .invalid("a waiting frame of \(packet.count) bytes")
+    }
     state.withLock { state in
       state.packet.replaceSubrange(..<packet.count, with: packet)
       state.packetCount = packet.count

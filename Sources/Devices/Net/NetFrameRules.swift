@@ -26,6 +26,16 @@ enum NetFrameRules {
       && Int(header.headerLength) <= frameLength
   }
 
+  /// Whether the driver has agreed to receive segments of this type: the host may still hold some from before a reset.
+  static func mayDeliver(gsoType: UInt8, features: UInt64) -> Bool {
+    switch gsoType & ~NetHeader.gsoECN {
+    case NetHeader.gsoNone: true
+    case NetHeader.gsoTCPv4: features & NetFeature.guestTSO4 != 0
+    case NetHeader.gsoTCPv6: features & NetFeature.guestTSO6 != 0
+    default: false
+    }
+  }
+
   /// The header as the host takes it: only the fields above, the rest zero.
   static func encode(_ header: NetHeader, into bytes: inout [UInt8]) {
     let checksums = header.flags & NetHeader.needsChecksum != 0

@@ -20,8 +20,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// Works on one queue until it is empty or its share of the thread is used up.
   /// Returns true when work is left and the queue should be visited again soon.
   func process(queue: Int, _ queues: inout QueueSet) -> Bool
-  /// A descriptor registered with tag `tag` is ready.
-  func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet)
+  /// A descriptor registered with tag `tag` is ready. Returns the queue that should be visited soon, if any.
+  func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) -> Int?
   /// Returns with every popped chain given back, whatever it takes.
   func quiesce(_ queues: inout QueueSet)
   /// Forgets the driver. Requests in flight end first; none of them completes afterwards.
@@ -35,7 +35,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
 extension VirtioDevice {
   public func attach(to loop: EventLoop, handler: any EventHandler) throws(HostError) {}
   public func activate(features: UInt64) {}
-  public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) {}
+  public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) -> Int? { nil }
   public func quiesce(_ queues: inout QueueSet) {}
   public func reset() {}
   public func save(to writer: inout StateWriter) {}
@@ -122,9 +122,11 @@ public struct QueueSet: Sendable {
     if wanted { interrupt.raise(MMIORegister.usedBufferInterrupt) }
   }
 
-  /// Asks for notifications; true when more chains have come in between.
-  public mutating func enableNotifications(_ index: Int) -> Bool {
-    attempt(false, index) { queue, memory throws(QueueError) in try queue.enableNotifications(memory) }
+  /// Asks for a notification when more than `known` chains wait; true when they do by now.
+  public mutating func enableNotifications(_ index: Int, beyond known: UInt16 = 0) -> Bool {
+    attempt(false, index) { queue, memory throws(QueueError) in
+      try queue.enableNotifications(memory, beyond: known)
+    }
   }
 
   public mutating func disableNotifications(_ index: Int) {

@@ -84,7 +84,8 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
       // Its share is used up: let others have the thread first.
       if again { lx_eventfd_signal(notifyDescriptors[queue]) }
     } else {
-      withQueues { device.event(tag: tag, events: events, &$0) }
+      let next = withQueues { device.event(tag: tag, events: events, &$0) }
+      if let next { lx_eventfd_signal(notifyDescriptors[next]) }
     }
   }
 

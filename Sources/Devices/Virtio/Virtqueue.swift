@@ -209,17 +209,17 @@ public struct Virtqueue: Sendable, Equatable {
     }
   }
 
-  /// Asks the driver to notify at the next chain. Returns true when one has come meanwhile: look again.
-  public func enableNotifications(_ memory: GuestMemory) throws(QueueError) -> Bool {
+  /// Asks the driver to notify when more than `known` chains wait. Returns true when they do by now: look again.
+  public func enableNotifications(_ memory: GuestMemory, beyond known: UInt16 = 0) throws(QueueError) -> Bool {
     try ring { () throws(GuestMemoryError) in
       if eventIndex {
-        try memory.storeReleasing16(nextAvail, at: usedRing + SplitRing.availEventOffset(size))
+        try memory.storeReleasing16(nextAvail &+ known, at: usedRing + SplitRing.availEventOffset(size))
       } else {
         try memory.storeReleasing16(0, at: usedRing + SplitRing.flagsOffset)
       }
     }
     atomicMemoryFence(ordering: .sequentiallyConsistent)
-    return try pending(memory) != 0
+    return try pending(memory) > known
   }
 
   /// Asks the driver not to notify. With EVENT_IDX nothing needs doing: the old event index stays behind.
