@@ -1,0 +1,30 @@
+"""A network namespace with one tap, made and removed by the run."""
+
+import os
+import subprocess
+
+GUEST = "10.0.0.2"
+HOST = "10.0.0.1"
+WORDS = f"ip={GUEST}/24 gw={HOST}"
+MINIVMM = ["--net", "tap=tap0"]
+QEMU = ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no,vhost=off", "-device",
+        "virtio-net-device,netdev=n0"]
+
+
+class Namespace:
+    def __init__(self):
+        self.name = f"minivmm-bench-{os.getpid()}"
+
+    def __enter__(self):
+        self._ip("netns", "add", self.name)
+        for words in ("link set lo up", "tuntap add tap0 mode tap", f"address add {HOST}/24 dev tap0",
+                      "link set tap0 up"):
+            self._ip("-n", self.name, *words.split())
+        return self
+
+    def __exit__(self, *_):
+        self._ip("netns", "delete", self.name)
+
+    @staticmethod
+    def _ip(*words):
+        subprocess.run(["ip", *words], check=True)

@@ -1,0 +1,50 @@
+"""Time from process start to the guest's first byte, memory beyond guest RAM; beside QEMU microvm."""
+
+import os
+import time
+
+from machine import Machine, minivmm, qemu
+from measure import Row, median, pairs, ratio
+from topics import linux
+
+NAME = "start"
+ROWS = ["start_ms", "start_vs_qemu", "rss_mib", "rss_vs_qemu", "linux_first_process_s"]
+RAM_MIB = 128
+
+
+def resident_beyond_ram(pid):
+    """MiB resident in all mappings but guest RAM, which is the one of RAM's size."""
+    total, size = 0, 0
+    with open(f"/proc/{pid}/smaps") as file:
+        for line in file:
+            if line.startswith("Size:"):
+                size = int(line.split()[1])
+            elif line.startswith("Rss:") and size < RAM_MIB << 10:
+                total += int(line.split()[1])
+    return total / 1024
+
+
+def first_byte(command):
+    with Machine(command, cpus="1") as machine:
+        machine.wait_for("H", 20)
+        milliseconds = (machine.seen - machine.started) * 1000
+        time.sleep(0.05)  # the guest rests from here on; threads that started late get there too
+        return milliseconds, resident_beyond_ram(machine.process.pid)
+
+
+def run(options):
+    kernel = f"{options.programs}/hello.elf"
+    ours, theirs = pairs(
+        options.rounds * 2,
+        lambda: first_byte(minivmm(options, kernel, memory=RAM_MIB)),
+        lambda: first_byte(qemu(kernel, memory=RAM_MIB)))
+    times, resident = zip(*ours)
+    their_times, their_resident = zip(*theirs)
+    note = "QEMU microvm, KVM"
+    rows = [
+        Row("start_ms", median(times), "ms", f"{note}: {median(their_times):.0f} ms", len(times), "<= 15"),
+        Row("start_vs_qemu", ratio(times, their_times), "×", note, len(times), "<= 0.25"),
+        Row("rss_mib", median(resident), "MiB", f"{note}: {median(their_resident):.1f} MiB", len(times), "<= 6"),
+        Row("rss_vs_qemu", ratio(resident, their_resident), "×", note, len(times), "<= 0.15"),
+    ]
+    return rows + [linux.first_process(options)]
