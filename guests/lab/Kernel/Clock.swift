@@ -87,8 +87,22 @@ enum Clock {
     return 1_000_000
   }
 
-  /// Nanoseconds since start (or since the host's epoch of this VM); never goes back on one CPU.
+  nonisolated(unsafe) private static var last: UInt64 = 0
+  nonisolated(unsafe) private static var lost: UInt64 = 0
+
+  /// Nanoseconds since start (or since the host's epoch of this VM). Goes on from where it was when the hypervisor's
+  /// clock steps back, as it may when the VM goes on from an older state or elsewhere.
   static var now: UInt64 {
+    var time = reading &+ lost
+    if time < last {
+      lost &+= last - time
+      time = last
+    }
+    last = time
+    return time
+  }
+
+  private static var reading: UInt64 {
     guard let page else { return scale(cpu_tsc() &- base, multiplier, shift) }
     while true {
       let version = load32(page)
@@ -108,8 +122,10 @@ enum Clock {
     multiply_shift32(shift >= 0 ? ticks << UInt64(shift) : ticks >> UInt64(-shift), multiplier)
   }
 
-  /// The TSC value `nanoseconds` from now.
-  static func deadline(in nanoseconds: UInt64) -> UInt64 { cpu_tsc() &+ nanoseconds * kiloHertz / 1_000_000 }
+  /// The TSC value `nanoseconds` (at most 10 s) from now.
+  static func deadline(in nanoseconds: UInt64) -> UInt64 {
+    cpu_tsc() &+ min(nanoseconds, 10_000_000_000) * kiloHertz / 1_000_000
+  }
 }
 
 @c(sys_now)

@@ -129,6 +129,8 @@ enum Interface {
     buffersOut -= 1
   }
 
+  static var isShortOfBuffers: Bool { buffersOut >= Int(receive.size) * 3 / 4 }
+
   /// Takes up to `budget` frames and what the device has sent. True if there was anything.
   static func poll(budget: Int) -> Bool {
     let sent = reapTransmitted()
@@ -158,7 +160,7 @@ enum Interface {
     }
     let frame = start + NetHeader.size
     let pbuf: UnsafeMutablePointer<pbuf>?
-    if buffersOut < Int(receive.size) * 3 / 4 {
+    if !isShortOfBuffers {
       buffersOut += 1
       pbuf = pbuf_alloced_custom(
         PBUF_RAW, UInt16(length), PBUF_REF, bufferPbufs + buffer, frame, UInt16(bufferSize - NetHeader.size))
@@ -176,7 +178,7 @@ enum Interface {
 
   /// lwIP's linkoutput: keeps a reference on the pbuf until the device has sent it.
   private static func send(_ frame: UnsafeMutablePointer<pbuf>?) -> err_t {
-    guard let frame else { return err_t(ERR_ARG.rawValue) }
+    guard let frame, pbuf_clen(frame) < transmit.size / 2 else { return err_t(ERR_ARG.rawValue) }
     if backlogCount == 0, enqueue(frame) {
       pbuf_ref(frame)
       return ok

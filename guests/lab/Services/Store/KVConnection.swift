@@ -196,13 +196,16 @@ enum KV {
   }
 
   private static func received(_ c: Connection, _ data: UnsafeMutablePointer<pbuf>?) -> err_t {
-    c.pointee.lastProgress = Clock.now
+    if c.pointee.sending == nil, c.pointee.written == c.pointee.acknowledged { c.pointee.lastProgress = Clock.now }
     guard let data else {
       c.pointee.peerClosed = true
       return work(c)
     }
     if let waiting = c.pointee.waiting { pbuf_cat(waiting, data) } else { c.pointee.waiting = data }
-    return work(c)
+    let result = work(c)
+    // One who sends on without reading must not hold what others need to be heard.
+    if result == ok, c.pointee.pcb != nil, c.pointee.waiting != nil, Interface.isShortOfBuffers { return abort(c) }
+    return result
   }
 
   private static func sent(_ c: Connection, _ length: UInt64) -> err_t {
@@ -226,10 +229,10 @@ enum KV {
     c.pointee.inFlightCount -= 1
   }
 
-  /// Every two seconds: clients that block us by not reading are cut off.
+  /// Every two seconds: clients that keep something of ours and do not move are cut off.
   private static func tick(_ c: Connection) -> err_t {
-    let stuck = c.pointee.sending != nil || c.pointee.closing || c.pointee.waiting != nil
-      || c.pointee.written != c.pointee.acknowledged
+    let stuck = c.pointee.sending != nil || c.pointee.receiving != nil || c.pointee.closing
+      || c.pointee.waiting != nil || c.pointee.written != c.pointee.acknowledged
     if stuck, Clock.now - c.pointee.lastProgress > stallLimit { return abort(c) }
     return work(c)
   }

@@ -202,6 +202,9 @@ enum Memcached {
     if name.equals("delete") {
       guard let key = rest.next(separator: 0x20) else { return KV.reply.text("ERROR\r\n") }
       let silent = isSilent(rest)
+      if !silent, !rest.isEmpty, !rest.equals("0") {
+        return KV.reply.text("CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n")
+      }
       if let item = Store.find(key) {
         Store.unlink(item)
         if !silent { KV.reply.text("DELETED\r\n") }
@@ -222,7 +225,7 @@ enum Memcached {
     } else if name.equals("flush_all") {
       Store.removeAll()
       if !isSilent(rest) { KV.reply.text("OK\r\n") }
-    } else if name.equals("verbosity") {
+    } else if name.equals("verbosity"), !rest.isEmpty {
       if !isSilent(rest) { KV.reply.text("OK\r\n") }
     } else if name.equals("stats") {
       statistics()

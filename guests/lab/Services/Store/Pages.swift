@@ -255,13 +255,19 @@ enum Pages {
   /// Gives the page a second chance or drops all in it that nobody uses.
   private static func evict(_ page: Int) -> Bool {
     guard page < neverUsed, pages[page].use != .free else { return false }
+    if pages[page].use == .value {
+      // The first page's mark stands for the whole value.
+      guard let owner = pages[page].owner else { return false }
+      let first = Int(owner.pointee.firstPage)
+      if pages[first].recent {
+        if page == first { pages[first].recent = false }
+        return false
+      }
+      return drop(owner)
+    }
     if pages[page].recent {
       pages[page].recent = false
       return false
-    }
-    if pages[page].use == .value {
-      guard let owner = pages[page].owner else { return false }
-      return drop(owner)
     }
     var any = false
     for number in 0..<chunkCount(page) where pages[page].use == .chunks && drop(chunk(page, number)) {
