@@ -91,9 +91,13 @@ public final class I8042: BusDevice, MachineDevice {
       state.outputPort = try reader.get()
       let hasOutput: Bool = try reader.get()
       let output: UInt8 = try reader.get()
+      guard hasOutput || output == 0 else { throw .invalid("keyboard controller output that is not there") }
       state.output = hasOutput ? output : nil
       let isAwaiting: Bool = try reader.get()
       let awaiting: UInt8 = try reader.get()
+      guard isAwaiting ? awaiting == 0x60 || awaiting == 0xd1 : awaiting == 0 else {
+        throw .invalid("keyboard controller command \(awaiting)")
+      }
       state.awaiting = isAwaiting ? awaiting : nil
       return state
     }

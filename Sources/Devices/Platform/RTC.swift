@@ -70,6 +70,7 @@ public final class RTC: BusDevice, MachineDevice {
     let saved = try reader.section(sectionTag("rtc "), version: 1) { reader, _ throws(StateError) in
       try reader.get(UInt8.self)
     }
-    index.store(saved & 0x7f, ordering: .relaxed)
+    guard saved <= 0x7f else { throw .invalid("clock register \(saved)") }
+    index.store(saved, ordering: .relaxed)
   }
 }

@@ -147,7 +147,7 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
   // MARK: Registers
 
   public func read(offset: UInt64, size: Int) -> UInt64 {
-    guard size == 1 else { return (1 << UInt64(size * 8)) - 1 }
+    guard size == 1 else { return UInt64.max >> UInt64(64 - size * 8) }
     return UInt64(state.withLock { readRegister(offset, &$0) })
   }
 
@@ -158,10 +158,7 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
       if divisorLatch { return UInt8(truncatingIfNeeded: state.divisor) }
       guard !state.input.isEmpty else { return 0 }
       let byte = state.input.removeFirst()
-      if state.inputRefused, state.input.count < Self.inputLimit / 2 {
-        state.inputRefused = false
-        lx_eventfd_signal(inputRoomDescriptor)
-      }
+      tellOfRoom(&state)
       if !state.input.isEmpty, state.interruptEnable & InterruptEnable.received != 0 { line.raise() }
       return byte
     case 1: return divisorLatch ? UInt8(state.divisor >> 8) : state.interruptEnable
@@ -186,6 +183,12 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
       return (control & 1) << 5 | (control & 2) << 3 | (control & 4) << 4 | (control & 8) << 4
     default: return state.scratch
     }
+  }
+
+  private func tellOfRoom(_ state: inout State) {
+    guard state.inputRefused, state.input.count < Self.inputLimit / 2 else { return }
+    state.inputRefused = false
+    lx_eventfd_signal(inputRoomDescriptor)
   }
 
   public func write(offset: UInt64, size: Int, value: UInt64) {
@@ -220,7 +223,10 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
       }
     case 2:
       state.fifoEnabled = value & 1 != 0
-      if value & 2 != 0 { state.input.removeAll(keepingCapacity: true) }
+      if value & 2 != 0 {
+        state.input.removeAll(keepingCapacity: true)
+        tellOfRoom(&state)
+      }
     case 3: state.lineControl = value
     case 4: state.modemControl = value & 0x1f
     case 7: state.scratch = value
@@ -232,6 +238,7 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
   private func transmit(_ value: UInt8, _ state: inout State) -> Bool {
     if state.modemControl & 0x10 != 0 {
       if state.input.count < Self.inputLimit { state.input.append(value) }
+      if state.interruptEnable & InterruptEnable.received != 0 { line.raise() }
       return false
     }
     guard state.output.count < Self.outputLimit else {
@@ -278,6 +285,9 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
       restored.transmitInterrupt = try reader.get(Bool.self)
       restored.input = try reader.get([UInt8].self)
       guard restored.input.count <= Self.inputLimit else { throw .invalid("serial input beyond its limit") }
+      guard restored.interruptEnable <= 0x0f, restored.modemControl <= 0x1f else {
+        throw .invalid("serial registers with bits they don't have")
+      }
     }
     state.withLock { state in
       restored.sink = state.sink
