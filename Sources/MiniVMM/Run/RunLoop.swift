@@ -1,4 +1,5 @@
 internal import CKVM
+internal import CLinux
 internal import Devices
 internal import Glibc
 
@@ -14,6 +15,8 @@ struct RunLoop: Sendable {
 
   /// The body of the thread.
   func run() {
+    // Threads inherit a signal mask, and some starters (dispatch workers) block everything: kicks must get through.
+    lx_signal_mask(lx_kick_signal(), 0)
     while true {
       switch control.requested {
       case .run: runGuest()
