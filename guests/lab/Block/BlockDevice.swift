@@ -3,12 +3,12 @@ import LabC
 /// virtio-blk, driver side: requests in numbered slots, each with its header, its status byte and one data buffer.
 enum BlockDevice {
   nonisolated(unsafe) private(set) static var transport = Transport(base: 0, irq: 0)
-  nonisolated(unsafe) static var queue: SplitQueue! = nil
+  nonisolated(unsafe) static var queue = SplitQueue()
   nonisolated(unsafe) private(set) static var sectors: UInt64 = 0
   nonisolated(unsafe) private(set) static var canFlush = false
   nonisolated(unsafe) private(set) static var isReadOnly = false
   /// 32 bytes a slot: header (16), status (1).
-  nonisolated(unsafe) private static var control: UnsafeMutableRawPointer! = nil
+  nonisolated(unsafe) private static var control = UnsafeMutableRawPointer.unset
 
   /// False if there is no block device.
   static func setUp(slots: Int) -> Bool {

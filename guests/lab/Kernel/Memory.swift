@@ -40,6 +40,18 @@ func physical(_ address: UInt64) -> UnsafeMutableRawPointer {
 @inline(__always)
 func address(_ pointer: UnsafeRawPointer) -> UInt64 { UInt64(UInt(bitPattern: pointer)) }
 
+/// Pointers to what is set up at run time begin as this: into page 0, which is not mapped. Constants, unlike nil they need
+/// no test at each use.
+extension UnsafeMutablePointer {
+  @_transparent static var unset: Self { Self(bitPattern: 16)! }
+  var isUnset: Bool { self == .unset }
+}
+
+extension UnsafeMutableRawPointer {
+  @_transparent static var unset: Self { Self(bitPattern: 16)! }
+  var isUnset: Bool { self == .unset }
+}
+
 /// RAM behind the image, given out once and never taken back: rings, buffers, stacks, the store.
 enum Arena {
   nonisolated(unsafe) private(set) static var next: UInt64 = 0

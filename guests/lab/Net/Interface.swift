@@ -9,20 +9,20 @@ enum Interface {
 
   nonisolated(unsafe) private(set) static var isUp = false
   nonisolated(unsafe) private static var transport = Transport(base: 0, irq: 0)
-  nonisolated(unsafe) private static var receive: SplitQueue! = nil
-  nonisolated(unsafe) private static var transmit: SplitQueue! = nil
-  nonisolated(unsafe) private static var netif: UnsafeMutablePointer<netif>! = nil
+  nonisolated(unsafe) private static var receive = SplitQueue()
+  nonisolated(unsafe) private static var transmit = SplitQueue()
+  nonisolated(unsafe) private static var netif = UnsafeMutablePointer<netif>.unset
   nonisolated(unsafe) private static var checksumOffload = false
   nonisolated(unsafe) private static var guestChecksumOffload = false
 
-  nonisolated(unsafe) private static var buffers: UnsafeMutableRawPointer! = nil
-  nonisolated(unsafe) private static var bufferPbufs: UnsafeMutablePointer<pbuf_custom>! = nil
+  nonisolated(unsafe) private static var buffers = UnsafeMutableRawPointer.unset
+  nonisolated(unsafe) private static var bufferPbufs = UnsafeMutablePointer<pbuf_custom>.unset
   /// Receive buffers that lwIP or a service holds.
   nonisolated(unsafe) private static var buffersOut = 0
   /// One header a transmit descriptor, used by the chain that begins there.
-  nonisolated(unsafe) private static var headers: UnsafeMutableRawPointer! = nil
+  nonisolated(unsafe) private static var headers = UnsafeMutableRawPointer.unset
   /// Frames that found the transmit queue full.
-  nonisolated(unsafe) private static var backlog: UnsafeMutablePointer<UnsafeMutablePointer<pbuf>?>! = nil
+  nonisolated(unsafe) private static var backlog = UnsafeMutablePointer<UnsafeMutablePointer<pbuf>?>.unset
   nonisolated(unsafe) private static var backlogHead = 0
   nonisolated(unsafe) private static var backlogCount = 0
 

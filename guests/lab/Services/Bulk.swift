@@ -20,9 +20,9 @@ enum Bulk {
 
   private static let period = 65536
   private static let limit = 64
-  nonisolated(unsafe) private static var connections: Connection! = nil
+  nonisolated(unsafe) private static var connections = Connection.unset
   /// One period and enough of the next that a piece of any offset lies together.
-  nonisolated(unsafe) private static var pattern: UnsafeMutablePointer<UInt8>! = nil
+  nonisolated(unsafe) private static var pattern = UnsafeMutablePointer<UInt8>.unset
 
   static func start() {
     connections = Arena.takeZeroed(BulkConnection.self, count: limit)

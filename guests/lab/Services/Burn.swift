@@ -18,8 +18,8 @@ enum Burn {
     var padding: InlineArray<5, UInt64>
   }
 
-  nonisolated(unsafe) private static var shared: UnsafeMutablePointer<Shared>! = nil
-  nonisolated(unsafe) private static var results: UnsafeMutablePointer<Result>! = nil
+  nonisolated(unsafe) private static var shared = UnsafeMutablePointer<Shared>.unset
+  nonisolated(unsafe) private static var results = UnsafeMutablePointer<Result>.unset
   nonisolated(unsafe) private static var inside = 50
   nonisolated(unsafe) private static var outside = 500
   nonisolated(unsafe) private static var begin: UInt64 = 0

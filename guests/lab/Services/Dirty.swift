@@ -6,7 +6,7 @@ enum Dirty {
   private static let magic: UInt64 = 0x2147_5059_5452_4944
   private static let tick: UInt64 = 1_000_000
 
-  nonisolated(unsafe) private static var memory: UnsafeMutableRawPointer! = nil
+  nonisolated(unsafe) private static var memory = UnsafeMutableRawPointer.unset
   nonisolated(unsafe) private static var pages: UInt64 = 0
   nonisolated(unsafe) private static var rate: UInt64 = 0
   nonisolated(unsafe) private static var begin: UInt64 = 0

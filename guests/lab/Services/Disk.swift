@@ -21,12 +21,12 @@ enum Disk {
   nonisolated(unsafe) private static var blocks: UInt64 = 0
   nonisolated(unsafe) private static var random = Random(seed: 1)
 
-  nonisolated(unsafe) private static var data: UnsafeMutableRawPointer! = nil
-  nonisolated(unsafe) private static var startedAt: UnsafeMutablePointer<UInt64>! = nil
-  nonisolated(unsafe) private static var blockOf: UnsafeMutablePointer<UInt64>! = nil
-  nonisolated(unsafe) private static var freeSlots: UnsafeMutablePointer<UInt16>! = nil
+  nonisolated(unsafe) private static var data = UnsafeMutableRawPointer.unset
+  nonisolated(unsafe) private static var startedAt = UnsafeMutablePointer<UInt64>.unset
+  nonisolated(unsafe) private static var blockOf = UnsafeMutablePointer<UInt64>.unset
+  nonisolated(unsafe) private static var freeSlots = UnsafeMutablePointer<UInt16>.unset
   nonisolated(unsafe) private static var freeCount = 0
-  nonisolated(unsafe) private static var latencies: UnsafeMutablePointer<UInt32>! = nil
+  nonisolated(unsafe) private static var latencies = UnsafeMutablePointer<UInt32>.unset
 
   nonisolated(unsafe) private static var begin: UInt64 = 0
   nonisolated(unsafe) private static var end: UInt64 = 0

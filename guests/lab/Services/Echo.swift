@@ -8,11 +8,13 @@ enum Echo {
     let udp = udp_new()
     _ = udp_bind(udp, nil, port)
     // The reply is sent from the receive buffer itself.
-    udp_recv(udp, { _, pcb, datagram, from, port in
-      guard let datagram else { return }
-      _ = udp_sendto(pcb, datagram, from, port)
-      pbuf_free(datagram)
-    }, nil)
+    udp_recv(
+      udp,
+      { _, pcb, datagram, from, port in
+        guard let datagram else { return }
+        _ = udp_sendto(pcb, datagram, from, port)
+        pbuf_free(datagram)
+      }, nil)
     listen(on: port) { _, pcb, error in
       guard let pcb, error == ok else { return err_t(ERR_VAL.rawValue) }
       return Echo.accept(pcb)
@@ -52,10 +54,10 @@ extension Echo {
   private typealias Connection = UnsafeMutablePointer<EchoConnection>
 
   private static let limit = 128
-  nonisolated(unsafe) private static var connections: Connection! = nil
+  nonisolated(unsafe) private static var connections = Connection.unset
 
   fileprivate static func accept(_ pcb: UnsafeMutablePointer<tcp_pcb>) -> err_t {
-    if connections == nil { connections = Arena.takeZeroed(EchoConnection.self, count: limit) }
+    if connections.isUnset { connections = Arena.takeZeroed(EchoConnection.self, count: limit) }
     for i in 0..<limit where connections[i].pcb == nil {
       let c = connections + i
       c.initialize(to: EchoConnection(pcb: pcb, pending: nil, peerClosed: false))

@@ -17,6 +17,15 @@ struct QueueMemory {
     tokens = Arena.takeZeroed(UInt.self, count: Int(size))
   }
 
+  /// No memory.
+  init() {
+    size = 0
+    descriptors = .unset
+    avail = .unset
+    used = .unset
+    tokens = .unset
+  }
+
   func clear() {
     _ = memset(descriptors, 0, Int(SplitRing.descriptorTableSize(size)))
     _ = memset(avail, 0, Int(SplitRing.availSize(size)))
@@ -55,13 +64,25 @@ struct SplitQueue {
     if !eventIndex { store16(memory.avail, SplitRing.noInterrupt) }
   }
 
+  /// No queue: before the device is set up.
+  init() {
+    memory = QueueMemory()
+    size = 0
+    index = 0
+    notifyAddress = 0
+    eventIndex = false
+    freeCount = 0
+  }
+
   /// Chains handed over and not yet back.
   var inFlight: UInt16 { size - freeCount }
 
   @inline(__always)
   private func descriptor(_ i: UInt16) -> UnsafeMutableRawPointer { memory.descriptors + Int(i) * 16 }
 
-  private func setNext(_ i: UInt16, _ next: UInt16) { descriptor(i).storeBytes(of: next, toByteOffset: 14, as: UInt16.self) }
+  private func setNext(_ i: UInt16, _ next: UInt16) {
+    descriptor(i).storeBytes(of: next, toByteOffset: 14, as: UInt16.self)
+  }
 
   private func next(_ i: UInt16) -> UInt16 { descriptor(i).load(fromByteOffset: 14, as: UInt16.self) }
 

@@ -2,10 +2,10 @@ import LabC
 
 /// What a second CPU does while the device is at work. With one CPU the same is done right after the notification.
 enum RaceCases {
-  nonisolated(unsafe) private static var stop: UnsafeMutablePointer<UInt32>! = nil
+  nonisolated(unsafe) private static var stop = UnsafeMutablePointer<UInt32>.unset
 
   private static func withOtherCPU(_ job: @convention(c) (UInt64) -> Void, _ work: () -> Void) {
-    if stop == nil { stop = Arena.takeZeroed(UInt32.self, count: 1) }
+    if stop.isUnset { stop = Arena.takeZeroed(UInt32.self, count: 1) }
     store32(stop, 0)
     Processors.startAll()
     let hasOther = Processors.started > 1

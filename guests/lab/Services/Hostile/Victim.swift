@@ -12,16 +12,16 @@ enum Victim {
   nonisolated(unsafe) private(set) static var features: UInt64 = 0
   nonisolated(unsafe) private(set) static var sectors: UInt64 = 0
   nonisolated(unsafe) static var availIndex: UInt16 = 0
-  nonisolated(unsafe) private static var rings: UnsafeMutableRawPointer! = nil
+  nonisolated(unsafe) private static var rings = UnsafeMutableRawPointer.unset
   nonisolated(unsafe) private(set) static var scratch: UInt64 = 0
   /// Second queue of a network card: its receive ring.
-  nonisolated(unsafe) private static var receiveRings: UnsafeMutableRawPointer! = nil
+  nonisolated(unsafe) private static var receiveRings = UnsafeMutableRawPointer.unset
 
   // MARK: Choice and set-up
 
   /// The wanted device, or another there is: block, network, entropy.
   static func choose(_ wanted: UInt32?) -> Bool {
-    if rings == nil {
+    if rings.isUnset {
       rings = Arena.takeZeroed(16 * 4096, alignment: 65536)
       receiveRings = Arena.takeZeroed(16 * 4096, alignment: 65536)
       // Twice: a ring that begins at its end may be written behind it.

@@ -58,8 +58,8 @@ enum Pages {
     96, 128, 160, 192, 256, 320, 400, 448, 576, 672, 816, 1024, 1360, 2048,
   ]
 
-  nonisolated(unsafe) private static var memory: UnsafeMutableRawPointer! = nil
-  nonisolated(unsafe) private static var pages: UnsafeMutablePointer<Page>! = nil
+  nonisolated(unsafe) private static var memory = UnsafeMutableRawPointer.unset
+  nonisolated(unsafe) private static var pages = UnsafeMutablePointer<Page>.unset
   nonisolated(unsafe) private(set) static var count = 0
   nonisolated(unsafe) private static var neverUsed = 0
   nonisolated(unsafe) private static var freeList = Page.none
@@ -199,7 +199,11 @@ enum Pages {
   private static func removeFromClass(_ page: Int) {
     let next = pages[page].next
     let previous = pages[page].previous
-    if previous == Page.none { withFreeChunks[Int(pages[page].sizeClass)] = next } else { pages[Int(previous)].next = next }
+    if previous == Page.none {
+      withFreeChunks[Int(pages[page].sizeClass)] = next
+    } else {
+      pages[Int(previous)].next = next
+    }
     if next != Page.none { pages[Int(next)].previous = previous }
   }
 

@@ -3,7 +3,7 @@ import LabC
 /// The Redis protocol (RESP 2), as far as redis-cli and redis-benchmark and the commands below need it.
 enum Redis {
   /// Arguments of the command at hand; every argument takes at least 6 bytes of the input buffer.
-  nonisolated(unsafe) private static var arguments: UnsafeMutablePointer<Bytes>! = nil
+  nonisolated(unsafe) private static var arguments = UnsafeMutablePointer<Bytes>.unset
   nonisolated(unsafe) private static var count = 0
   private static let mostArguments = KVConnection.inputSize / 2
 
@@ -11,7 +11,7 @@ enum Redis {
 
   /// Handles the next command, if there is a whole one.
   static func command(_ c: KV.Connection) -> Bool {
-    if arguments == nil { arguments = Arena.takeZeroed(Bytes.self, count: mostArguments) }
+    if arguments.isUnset { arguments = Arena.takeZeroed(Bytes.self, count: mostArguments) }
     let all = Bytes(
       start: UnsafePointer(c.pointee.input + c.pointee.inputStart), count: c.pointee.inputEnd - c.pointee.inputStart)
     guard all.count > 0 else { return false }

@@ -6,7 +6,7 @@ enum Store {
   static let largestValue = 1 << 20
   static let largestKey = 250
 
-  nonisolated(unsafe) private static var buckets: UnsafeMutablePointer<UnsafeMutablePointer<Item>?>! = nil
+  nonisolated(unsafe) private static var buckets = UnsafeMutablePointer<UnsafeMutablePointer<Item>?>.unset
   nonisolated(unsafe) private static var mask: UInt32 = 0
   nonisolated(unsafe) private static var nextCAS: UInt64 = 1
   /// Items without references that the device may still be reading, oldest first.
