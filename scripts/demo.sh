@@ -6,6 +6,7 @@ guest_address=10.0.0.2
 log=$(mktemp)
 vmm_pid=
 failures=0
+files=("$log")
 
 cleanup() {
   if [ -n "$vmm_pid" ] && kill -0 "$vmm_pid" 2>/dev/null; then
@@ -13,7 +14,7 @@ cleanup() {
     wait "$vmm_pid" 2>/dev/null || true
   fi
   ip netns delete "$space" 2>/dev/null || true
-  rm -f "$log"
+  rm -f "${files[@]}"
 }
 trap cleanup EXIT
 
@@ -46,7 +47,7 @@ wait_for_line() {
 check() {
   local what=$1 expected=$2 got
   shift 2
-  got=$(inside timeout 30 "$@" 2>&1) || true
+  got=$(inside timeout 60 "$@" 2>&1) || true
   if [ "$got" = "$expected" ]; then
     printf '  ok    %-34s %s\n' "$what" "${got:0:60}"
   else
