@@ -88,7 +88,9 @@ public struct QueueSet: Sendable {
   public func isUsable(_ index: Int) -> Bool { running && failure == nil && queues[index].ready }
 
   @inline(__always)
-  private mutating func attempt<R>(_ fallback: R, _ index: Int, _ body: (inout Virtqueue, GuestMemory) throws(QueueError) -> R) -> R {
+  private mutating func attempt<R>(
+    _ fallback: R, _ index: Int, _ body: (inout Virtqueue, GuestMemory) throws(QueueError) -> R
+  ) -> R {
     guard isUsable(index) else { return fallback }
     do throws(QueueError) { return try body(&queues[index], memory) } catch {
       failure = error

@@ -90,9 +90,10 @@ public struct Virtqueue: Sendable, Equatable {
 
   /// How many chains the driver has made available and the device has not popped.
   public func pending(_ memory: GuestMemory) throws(QueueError) -> UInt16 {
-    let waiting = try ring { () throws(GuestMemoryError) in
-      try memory.loadAcquiring16(at: availRing + SplitRing.indexOffset)
-    } &- nextAvail
+    let waiting =
+      try ring { () throws(GuestMemoryError) in
+        try memory.loadAcquiring16(at: availRing + SplitRing.indexOffset)
+      } &- nextAvail
     guard waiting <= size else { throw .availIndexJumped(waiting) }
     return waiting
   }
@@ -293,4 +294,3 @@ public struct Virtqueue: Sendable, Equatable {
     return queue
   }
 }
-

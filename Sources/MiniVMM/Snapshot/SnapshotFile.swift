@@ -28,9 +28,11 @@ extension SnapshotError: CustomStringConvertible {
       "snapshot format \(version) is not read by this build (it reads \(SnapshotFile.version)); take the snapshot again"
     case .truncated: "the snapshot ends early; its copy is incomplete, copy it again"
     case .checksum: "the snapshot's checksum is wrong; the file is damaged, take or copy it again"
-    case .memorySize(let saved, let machine): "the snapshot holds \(saved >> 20) MiB of RAM, the machine has \(machine >> 20)"
+    case .memorySize(let saved, let machine):
+      "the snapshot holds \(saved >> 20) MiB of RAM, the machine has \(machine >> 20)"
     case .stateTooLong(let count): "the snapshot claims \(count) bytes of machine state; it is damaged"
-    case .badPageRun(let first, let count): "the snapshot names pages \(first)+\(count) outside guest RAM; it is damaged"
+    case .badPageRun(let first, let count):
+      "the snapshot names pages \(first)+\(count) outside guest RAM; it is damaged"
     }
   }
 }
@@ -121,7 +123,8 @@ public enum SnapshotFile {
     return state
   }
 
-  private static func readHeader(_ input: inout Input) throws(SnapshotError) -> (memorySize: UInt64, stateSize: UInt64) {
+  private static func readHeader(_ input: inout Input) throws(SnapshotError) -> (memorySize: UInt64, stateSize: UInt64)
+  {
     let header: [UInt8]
     do throws(SnapshotError) { header = try input.bytes(headerSize) } catch {
       throw error == .truncated ? .notASnapshot : error
