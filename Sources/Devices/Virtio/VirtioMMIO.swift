@@ -338,6 +338,9 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
       restored.configGeneration = try reader.get()
       queues.features = try reader.get()
       let pending = try reader.get(UInt32.self)
+      guard restored.status & ~Self.statusBits == 0, pending & ~Self.interruptBits == 0 else {
+        throw .invalid("\(name): status or interrupt bits that do not exist")
+      }
       guard queues.features & ~offered == 0 else { throw .invalid("\(name): features this device does not offer") }
       guard try reader.get(UInt32.self) == UInt32(device.queueCount) else {
         throw .invalid("\(name): another number of queues")
@@ -370,6 +373,11 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
     if running { for descriptor in notifyDescriptors { lx_eventfd_signal(descriptor) } }
     interrupt.resend()
   }
+
+  private static let statusBits =
+    DeviceStatus.acknowledge | DeviceStatus.driver | DeviceStatus.driverOK | DeviceStatus.featuresOK
+    | DeviceStatus.failed | DeviceStatus.needsReset
+  private static let interruptBits = MMIORegister.usedBufferInterrupt | MMIORegister.configurationInterrupt
 
   /// Driver status bits, for tests and `status`.
   public var status: UInt32 { state.withLock { $0.status } }
