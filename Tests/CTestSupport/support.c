@@ -52,6 +52,21 @@ int ts_make_tap(const char *name) {
   return result < 0 ? result : set_up(name);
 }
 
+int ts_wait_running(const char *name) {
+  int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return -errno;
+  struct ifreq request = {0};
+  strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+  int result = -ETIMEDOUT;
+  for (int round = 0; round < 5000 && result == -ETIMEDOUT; round++) {
+    if (ioctl(fd, SIOCGIFFLAGS, &request) < 0) result = -errno;
+    else if (request.ifr_flags & IFF_RUNNING) result = 0;
+    else usleep(1000);
+  }
+  close(fd);
+  return result;
+}
+
 int ts_delete_link(const char *name) {
   int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
   if (fd < 0) return -errno;
