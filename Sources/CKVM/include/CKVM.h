@@ -102,6 +102,13 @@ static const uint32_t ckvm_ioeventfd_datamatch = KVM_IOEVENTFD_FLAG_DATAMATCH;
 static const uint32_t ckvm_ioeventfd_deassign = KVM_IOEVENTFD_FLAG_DEASSIGN;
 static const uint64_t ckvm_dirty_log_manual_protect = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
 
+// --- the offset of a vCPU's time stamp counter (Documentation/virt/kvm/devices/vcpu.rst)
+static inline int ckvm_tsc_offset(int vcpu, enum KVMRequest request, uint64_t *offset) {
+  struct kvm_device_attr attribute = {
+      .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uint64_t)(uintptr_t)offset};
+  return ckvm_ioctl_pointer(vcpu, request, &attribute);
+}
+
 // --- kvm_run, shared with the kernel and with threads that kick
 /// From any thread: KVM_RUN returns -EINTR at once while it is 1.
 static inline void ckvm_set_immediate_exit(struct kvm_run *run, int on) {
@@ -146,7 +153,8 @@ static inline int ckvm_clear_dirty_log(int vm, uint32_t slot, uint64_t first, ui
 }
 
 // --- the dirty ring, shared with the kernel (Documentation/virt/kvm/api.rst, KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
-#define CKVM_DIRTY_RING_OFFSET (KVM_DIRTY_LOG_PAGE_OFFSET * 4096UL)
+/// Where a vCPU descriptor maps its ring.
+static const uint64_t ckvm_dirty_ring_offset = KVM_DIRTY_LOG_PAGE_OFFSET * 4096UL;
 /// Takes entry `index` when the kernel has filled it: 1 and slot/offset, marked for the next reset; else 0.
 static inline int ckvm_dirty_ring_take(struct kvm_dirty_gfn *ring, uint32_t index, uint32_t *slot, uint64_t *offset) {
   struct kvm_dirty_gfn *entry = &ring[index];

@@ -16,6 +16,10 @@ public enum KVMError: Error, Equatable, Sendable {
   case failed(operation: String, errno: Int32)
   /// KVM_SET_MSRS stopped at this register.
   case registerRefused(msr: UInt32)
+  /// KVM wrote more into a dirty ring than fits: which pages are dirty is no longer known.
+  case dirtyRingOverrun
+  /// kHz of time stamp counters; this host can't scale its own to the saved rate.
+  case tscFrequency(saved: UInt32, here: UInt32)
 }
 
 extension KVMError: CustomStringConvertible {
@@ -31,6 +35,9 @@ extension KVMError: CustomStringConvertible {
     case .missingCapability(let name): "this kernel's KVM lacks \(name); a kernel of 5.13 or later has it"
     case .cpuCount(let requested, let limit): "\(requested) CPUs asked for; 1 to \(limit) are possible here"
     case .failed(let operation, let error): "\(operation): \(unsafe String(cString: lx_strerror(error)))"
+    case .dirtyRingOverrun: "KVM overran the dirty ring; use the dirty bitmap on this host"
+    case .tscFrequency(let saved, let here):
+      "the saved guest's time stamp counter runs at \(saved) kHz, this host's at \(here), and it can't scale it; restore on a host of the same rate"
     case .registerRefused(let msr): "KVM refused the value of model-specific register 0x\(String(msr, radix: 16))"
     }
   }

@@ -102,9 +102,6 @@ final class VirtualMachine: Sendable {
   }
   func setIRQChip(_ chip: [UInt8]) throws(KVMError) { try descriptor.setBytes(.setIRQChip, chip) }
 
-  func pit() throws(KVMError) -> kvm_pit_state2 { try descriptor.get(.getPIT2, kvm_pit_state2()) }
-  func setPIT(_ state: kvm_pit_state2) throws(KVMError) { try descriptor.set(.setPIT2, state) }
-
   func clock() throws(KVMError) -> kvm_clock_data { try descriptor.get(.getClock, kvm_clock_data()) }
   func setClock(_ clock: kvm_clock_data) throws(KVMError) { try descriptor.set(.setClock, clock) }
 

@@ -22,6 +22,7 @@ public final class Machine: Sendable {
     public var devices: [any MachineDevice] = []
     public var interrupts: [Interrupt] = []
     public var doorbells: [Doorbell] = []
+    public var dirtyTracking = DirtyTracking.none
     public var eventLoop: EventLoop
     /// Called first thing on each thread the machine starts: the place to load its seccomp filter.
     public var threadStarted: @Sendable (SeccompFilters.ThreadKind) -> Void = { _ in }
@@ -72,19 +73,34 @@ public final class Machine: Sendable {
   private let threadStarted: @Sendable (SeccompFilters.ThreadKind) -> Void
   private let threads: ThreadTable
 
-  enum Phase: Equatable { case made, ready, running, paused, stopped }
+  /// Present when the configuration asked for dirty tracking.
+  let dirtySource: (any DirtySource)?
+  /// Model-specific registers that are part of saved state.
+  let savedRegisters: [UInt32]
+  let xsaveSize: Int
+  /// What KVM_GET_CLOCK and KVM_SET_CLOCK can (KVM_CLOCK_* flags).
+  let clockFlags: Int
+
+  enum Phase: Equatable {
+    case made, ready, running, paused, stopped
+    /// A state was taken in only in part.
+    case failed
+  }
+
+  /// Whether no vCPU runs and none will by itself.
+  var isHalted: Bool { phase.withLock { $0 != .running } }
 
   /// The vCPU threads, once started: what a kick needs. Vcpus whose threads don't exist yet need none.
   final class ThreadTable: Sendable {
     let vcpus: [VirtualCPU]
-    let vcpuThreads = Mutex<[MachineThread]>([])
-    let deviceThread = Mutex<MachineThread?>(nil)
+    let vcpuThreads = Mutex<[HostThread]>([])
+    let deviceThread = Mutex<HostThread?>(nil)
     init(vcpus: [VirtualCPU]) { self.vcpus = vcpus }
 
     /// Gets every vCPU out of KVM_RUN. The request it shall find is already set.
     func kick() {
       for vcpu in vcpus { vcpu.setImmediateExit(true) }
-      vcpuThreads.withLock { threads in threads.forEach { $0.kick() } }
+      vcpuThreads.withLock { threads in threads.forEach { $0.signal(lx_kick_signal()) } }
     }
   }
 
@@ -105,7 +121,19 @@ public final class Machine: Sendable {
         try machine.addDoorbell(eventfd: doorbell.descriptor, address: doorbell.address, value: doorbell.value)
       }
       self.machine = machine
+      if case .ring(let entries) = configuration.dirtyTracking {
+        try DirtyRings.enable(machine, kvm, entries: entries)
+      }
       vcpus = try Self.makeVCPUs(configuration.cpus, machine, kvm)
+      switch configuration.dirtyTracking {
+      case .none: dirtySource = nil
+      case .bitmap: dirtySource = try DirtyBitmap(machine, kvm)
+      case .ring(let entries): dirtySource = try DirtyRings(machine, vcpus, entries: entries)
+      }
+      if dirtySource != nil { try machine.mapMemory(logDirtyPages: true) }
+      savedRegisters = try vcpus[0].readableRegisters(of: try kvm.msrIndexList())
+      xsaveSize = max(4096, kvm.capability(.xsave2))
+      clockFlags = kvm.capability(.clockFlags)
     } catch {
       lx_close(endDescriptor)
       throw .kvm(error)
@@ -123,8 +151,9 @@ public final class Machine: Sendable {
       throw error
     }
     let mmio = configuration.mmio
+    let source = dirtySource
     loops = vcpus.map { vcpu in
-      RunLoop(vcpu: vcpu, control: control, pio: pio, mmio: mmio, dirtyRingFull: { _ in }, end: end)
+      RunLoop(vcpu: vcpu, control: control, pio: pio, mmio: mmio, dirtyRingFull: { source?.overflow(vcpu: $0) ?? false }, end: end)
     }
     devices = platform.devices + configuration.devices
     memory = configuration.memory
@@ -168,7 +197,7 @@ public final class Machine: Sendable {
         control.threadStarts()
         let control = self.control
         do throws(HostError) {
-          let thread = try MachineThread(name: "vcpu\(loop.vcpu.index)") {
+          let thread = try HostThread.start(name: "vcpu\(loop.vcpu.index)") {
             threadStarted(.vcpu)
             loop.run()
             control.threadEnds()
@@ -180,7 +209,7 @@ public final class Machine: Sendable {
         }
       }
       let eventLoop = self.eventLoop
-      let thread = try MachineThread(name: "devices") {
+      let thread = try HostThread.start(name: "devices") {
         threadStarted(.device)
         eventLoop.run()
       }
@@ -203,8 +232,15 @@ public final class Machine: Sendable {
     endMachine(.stopped)
     phase.withLock { $0 = .stopped }
     eventLoop.stop()
-    for thread in threads.vcpuThreads.withLock({ $0 }) { thread.join() }
-    threads.deviceThread.withLock { $0 }?.join()
+    // The end may have come from a vCPU that has not kicked the others yet; a handle is not signalled after its join.
+    threads.kick()
+    let vcpuThreads = threads.vcpuThreads.withLock { threads in
+      defer { threads = [] }
+      return threads
+    }
+    for thread in vcpuThreads { thread.join() }
+    let deviceThread = threads.deviceThread.withLock { $0.take() }
+    deviceThread?.join()
   }
 
   func kick() { threads.kick() }

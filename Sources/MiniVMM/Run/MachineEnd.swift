@@ -24,6 +24,8 @@ public struct InternalError: Equatable, Sendable {
     /// An exit that this VMM doesn't handle.
     case unexpectedExit(reason: Int32)
     case badSystemEvent(type: UInt32)
+    /// Pages written by the guest went unrecorded; see ``DirtyTracking/ring(entries:)``.
+    case dirtyRingOverrun
   }
 
   public let kind: Kind
@@ -60,6 +62,7 @@ extension InternalError: CustomStringConvertible {
       case .entryFailed(let reason): "the CPU refused to enter the guest, hardware reason \(hex(reason))"
       case .runFailed(let errno): "KVM_RUN failed, errno \(errno)"
       case .unexpectedExit(let reason): "KVM exit \(reason), which this VMM does not know"
+      case .dirtyRingOverrun: "KVM overran the dirty ring (use the dirty bitmap on this host)"
       case .badSystemEvent(let type): "KVM system event \(type), which this VMM does not know"
       }
     let bytes = instruction.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")

@@ -9,8 +9,8 @@ struct RunLoop: Sendable {
   let control: RunControl
   let pio: Bus
   let mmio: Bus
-  /// Empties this vCPU's dirty ring when it is full.
-  let dirtyRingFull: @Sendable (_ vcpu: Int) -> Void
+  /// Empties this vCPU's dirty ring when it is full; false when pages have been lost.
+  let dirtyRingFull: @Sendable (_ vcpu: Int) -> Bool
   let end: @Sendable (MachineEnd) -> Void
 
   /// The body of the thread.
@@ -42,7 +42,7 @@ struct RunLoop: Sendable {
       case KVM_EXIT_IO: portAccess()
       case KVM_EXIT_MMIO: memoryAccess()
       case KVM_EXIT_INTR, KVM_EXIT_IRQ_WINDOW_OPEN: continue
-      case KVM_EXIT_DIRTY_RING_FULL: dirtyRingFull(vcpu.index)
+      case KVM_EXIT_DIRTY_RING_FULL: guard dirtyRingFull(vcpu.index) else { return fail(.dirtyRingOverrun) }
       case KVM_EXIT_SHUTDOWN: return end(.reset(.tripleFault))
       case KVM_EXIT_SYSTEM_EVENT: return systemEvent()
       case KVM_EXIT_FAIL_ENTRY: return fail(.entryFailed(hardwareReason: vcpu.hardwareReason))

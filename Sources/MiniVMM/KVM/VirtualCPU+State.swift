@@ -1,0 +1,141 @@
+internal import CKVM
+
+/// Saving and restoring. The order of the ioctls is part of the interface: each comment says what forces it.
+extension VirtualCPU {
+  static let tscRegister: UInt32 = 0x10
+  static let tscDeadlineRegister: UInt32 = 0x6e0
+  private static let wallClockRegister: UInt32 = 0x4b56_4d00
+
+  /// The registers of `list` that belong to saved state and that KVM really reads.
+  func readableRegisters(of list: [UInt32]) throws(KVMError) -> [UInt32] {
+    // Saved apart: the counter and its deadline. Older names of kvmclock's registers: 0x11, 0x12.
+    let candidates = list.filter { ![Self.tscRegister, Self.tscDeadlineRegister, 0x11, 0x12].contains($0) }
+    var readable: [UInt32] = []
+    var rest = candidates[...]
+    while !rest.isEmpty {
+      let read = try msrs(rest).count
+      readable += rest.prefix(read)
+      rest = rest.dropFirst(read + 1)
+    }
+    return readable
+  }
+
+  /// - Parameter hostTSC: the host's counter at the moment of the saved clock, where KVM told it.
+  func save(_ list: [UInt32], xsaveSize: Int, hostTSC: UInt64?) throws(KVMError) -> VCPUState {
+    var state = VCPUState()
+    func get(_ request: KVMRequest, _ size: Int) throws(KVMError) -> [UInt8] {
+      try descriptor.getBytes(request, [UInt8](repeating: 0, count: size))
+    }
+    // First: its getter takes in pending INIT and SIPI, which changes registers.
+    state.mpState = try get(.getMPState, VCPUState.mpStateSize)
+    state.regs = try get(.getRegs, VCPUState.regsSize)
+    state.sregs = try get(.getSregs, VCPUState.sregsSize)
+    state.xsave = try get(xsaveSize > 4096 ? .getXSAVE2 : .getXSAVE, xsaveSize)
+    state.xcrs = try get(.getXCRs, VCPUState.xcrsSize)
+    state.debugRegs = try get(.getDebugRegs, VCPUState.debugRegsSize)
+    state.lapic = try get(.getLAPIC, VCPUState.lapicSize)
+    state.tscKHz = try tscFrequency()
+    state.cpuid = try cpuid().flatMap { entry in unsafe withUnsafeBytes(of: entry) { unsafe Array($0) } }
+    state.registers = try msrs(list[...]).map { VCPUState.Register(index: $0.index, value: $0.data) }
+    state.tsc = try guestTSC(hostTSC: hostTSC)
+    if let deadline = try msrs([Self.tscDeadlineRegister]).first?.data {
+      // 0 with an armed timer: it has fired and its interrupt is on the way, seen by no other register. A deadline
+      // in the past raises it again; a guest takes one timer interrupt too many easily, one too few never.
+      state.tscDeadline = deadline == 0 && deadlineTimerIsArmed(state.lapic) ? max(1, state.tsc) : deadline
+    }
+    state.events = try get(.getVCPUEvents, VCPUState.eventsSize)
+    return state
+  }
+
+  /// - Parameters:
+  ///   - setsCPUID: whether the vCPU has never run; KVM refuses changes later.
+  ///   - tsc: how to make its time stamp counter continue.
+  func restore(_ state: VCPUState, setsCPUID: Bool, tsc: TSCRestore) throws(KVMError) {
+    if setsCPUID { try setCPUID(Self.cpuidEntries(state.cpuid)) }
+    try descriptor.setBytes(.setMPState, state.mpState)
+    // Clears pending exceptions, so before the events.
+    try descriptor.setBytes(.setRegs, state.regs)
+    if !setsCPUID {
+      // The same CR3 over other page tables: KVM flushes the guest's TLB only when it sees a register change.
+      var other = try sregs()
+      other.cr3 ^= 0x1000
+      try setSregs(other)
+    }
+    try descriptor.setBytes(.setSregs, state.sregs)
+    try descriptor.setBytes(.setXSAVE, state.xsave)
+    try descriptor.setBytes(.setXCRs, state.xcrs)
+    try descriptor.setBytes(.setDebugRegs, state.debugRegs)
+    // After SREGS, which say where and in which mode the APIC is; before the deadline, which it would disarm.
+    try descriptor.setBytes(.setLAPIC, state.lapic)
+    try setGuestTSC(state.tsc, tsc)
+    try setRegisters(state.registers)
+    if let deadline = state.tscDeadline {
+      try setMSRs([kvm_msr_entry(index: Self.tscDeadlineRegister, reserved: 0, data: deadline)])
+    }
+    try descriptor.setBytes(.setVCPUEvents, state.events)
+  }
+
+  static func cpuidEntries(_ bytes: [UInt8]) -> [kvm_cpuid_entry2] {
+    let size = VCPUState.cpuidEntrySize
+    return unsafe bytes.withUnsafeBytes { raw in
+      (0..<raw.count / size).map { unsafe raw.loadUnaligned(fromByteOffset: $0 * size, as: kvm_cpuid_entry2.self) }
+    }
+  }
+
+  /// Writes in order. A register that KVM does not let anybody write is fine as long as it has the value already.
+  private func setRegisters(_ registers: [VCPUState.Register]) throws(KVMError) {
+    var rest = registers.map { kvm_msr_entry(index: $0.index, reserved: 0, data: $0.value) }[...]
+    // Writing the wall clock's register makes KVM write guest memory; not where it already points there.
+    if let wall = rest.firstIndex(where: { $0.index == Self.wallClockRegister }),
+      try msrs([Self.wallClockRegister]).first?.data == rest[wall].data
+    {
+      rest.remove(at: wall)
+    }
+    while !rest.isEmpty {
+      let written = Int(try descriptor.array(.setMSRs, Array(rest)).result)
+      rest = rest.dropFirst(written)
+      guard let refused = rest.first else { return }
+      guard try msrs([refused.index]).first?.data == refused.data else { throw .registerRefused(msr: refused.index) }
+      rest = rest.dropFirst()
+    }
+  }
+
+  // MARK: Time stamp counter
+
+  /// How a restored vCPU's counter is made to continue.
+  enum TSCRestore {
+    /// Through the offset from the host's counter: exact, the same for all vCPUs. `hostTSC` and `elapsed` (in guest
+    /// cycles since the save) belong to one moment.
+    case offset(hostTSC: UInt64, elapsed: UInt64)
+    /// By writing the register: KVM has to guess that vCPUs written in a row belong together.
+    case register(elapsed: UInt64)
+  }
+
+  private func guestTSC(hostTSC: UInt64?) throws(KVMError) -> UInt64 {
+    var offset: UInt64 = 0
+    if let hostTSC, unsafe ckvm_tsc_offset(descriptor.raw, .getDeviceAttr, &offset) >= 0 { return hostTSC &+ offset }
+    return try msrs([Self.tscRegister]).first?.data ?? 0
+  }
+
+  private func setGuestTSC(_ saved: UInt64, _ how: TSCRestore) throws(KVMError) {
+    switch how {
+    case .offset(let hostTSC, let elapsed):
+      var offset = saved &+ elapsed &- hostTSC
+      let result = unsafe ckvm_tsc_offset(descriptor.raw, .setDeviceAttr, &offset)
+      guard result >= 0 else { throw .failed(.setDeviceAttr, errno: -result) }
+    case .register(let elapsed):
+      try setMSRs([kvm_msr_entry(index: Self.tscRegister, reserved: 0, data: saved &+ elapsed)])
+    }
+  }
+
+  var hasTSCOffset: Bool {
+    var offset: UInt64 = 0
+    return unsafe ckvm_tsc_offset(descriptor.raw, .getDeviceAttr, &offset) >= 0
+  }
+
+  /// Whether the LVT timer entry (0x320) is unmasked and in TSC-deadline mode (Intel SDM vol. 3, 11.5.4).
+  private func deadlineTimerIsArmed(_ lapic: [UInt8]) -> Bool {
+    let entry = (0..<4).reduce(UInt32(0)) { $0 | UInt32(lapic[0x320 + $1]) << UInt32(8 * $1) }
+    return entry >> 17 & 3 == 2 && entry >> 16 & 1 == 0
+  }
+}

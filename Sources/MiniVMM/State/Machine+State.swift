@@ -1,0 +1,131 @@
+internal import CKVM
+internal import CLinux
+internal import Devices
+internal import GuestMemory
+internal import StateCodec
+internal import Synchronization
+
+/// What a restored guest's clocks do about the time that has passed since the save.
+public enum ClockPolicy: Equatable, Sendable {
+  /// Nothing: the guest sees no gap, and its wall clock stays behind by the time it was away.
+  case continues
+  /// They jump ahead by it (KVM_CLOCK_REALTIME), so that the wall clock is right; where the kernel can't, as above.
+  case catchesUp
+}
+
+extension Machine {
+  /// State of everything but RAM. The machine is paused. Order: devices, vCPUs, then what vCPUs' reading may have changed.
+  public func save() throws(MachineError) -> [UInt8] {
+    guard phase.withLock({ $0 == .paused }), end == nil else {
+      throw .wrongPhase(end == nil ? "a machine is saved while it is paused" : "the machine has ended")
+    }
+    let saved = devices.map { device in
+      var writer = StateWriter()
+      device.save(to: &writer)
+      return MachineState.Device(name: device.name, state: writer.bytes)
+    }
+    do throws(KVMError) {
+      let clock = try machine.clock()
+      let hostTSC = clock.flags & UInt32(KVM_CLOCK_HOST_TSC) != 0 ? clock.host_tsc : nil
+      var states: [VCPUState] = []
+      for vcpu in vcpus { states.append(try vcpu.save(savedRegisters, xsaveSize: xsaveSize, hostTSC: hostTSC)) }
+      let vm = VMState(
+        pit: try machine.descriptor.getBytes(.getPIT2, [UInt8](repeating: 0, count: VMState.pitSize)),
+        clock: clock.clock, realtime: clock.flags & UInt32(KVM_CLOCK_REALTIME) != 0 ? clock.realtime : nil,
+        picMaster: try machine.irqchip(UInt8(KVM_IRQCHIP_PIC_MASTER)),
+        picSlave: try machine.irqchip(UInt8(KVM_IRQCHIP_PIC_SLAVE)), ioapic: try machine.irqchip(UInt8(KVM_IRQCHIP_IOAPIC)))
+      return MachineState(shape: shape, vm: vm, vcpus: states, devices: saved).encode()
+    } catch { throw .kvm(error) }
+  }
+
+  /// Takes in a saved state: into a new machine, which then starts where the saved one stood, or into a paused one. RAM
+  /// has been put in place before. A state of another shape or with damaged fields is refused before anything changes; when
+  /// KVM or a device refuses a value after that, the machine can't run any more.
+  public func restore(_ bytes: [UInt8], clock policy: ClockPolicy = .catchesUp) throws(MachineError) {
+    let before = phase.withLock { $0 }
+    guard [.made, .paused].contains(before), end == nil else {
+      throw .wrongPhase("a state is restored into a new or a paused machine")
+    }
+    let state = try MachineState.decode(bytes, for: shape, xsaveSize: xsaveSize)
+    let isNew = before == .made
+    for (vcpu, saved) in zip(vcpus, state.vcpus) {
+      if isNew { try vcpu.checkFeatures(saved.cpuid) }
+      try vcpu.checkFrequency(saved.tscKHz)
+    }
+    phase.withLock { $0 = .failed }
+    for (device, saved) in zip(devices, state.devices) {
+      var reader = StateReader(saved.state)
+      do throws(StateError) {
+        try device.restore(from: &reader)
+        guard reader.remaining == 0 else { throw StateError.invalid("\(reader.remaining) bytes left over by \(device.name)") }
+      } catch { throw .state(error) }
+    }
+    do throws(KVMError) {
+      let tsc = try restoreClock(state, policy)
+      for (vcpu, saved) in zip(vcpus, state.vcpus) { try vcpu.restore(saved, setsCPUID: isNew, tsc: tsc) }
+      // After the local APICs: an interrupt that waits in a controller is delivered to them as it is set.
+      for chip in [state.vm.picMaster, state.vm.picSlave, state.vm.ioapic] { try machine.setIRQChip(chip) }
+      try machine.descriptor.setBytes(.setPIT2, state.vm.pit)
+    } catch { throw .kvm(error) }
+    phase.withLock { $0 = isNew ? .ready : .paused }
+  }
+
+  /// Sets kvmclock, before any vCPU runs, and says how the time stamp counters go with it.
+  private func restoreClock(_ state: MachineState, _ policy: ClockPolicy) throws(KVMError) -> VirtualCPU.TSCRestore {
+    var clock = kvm_clock_data()
+    clock.clock = state.vm.clock
+    if policy == .catchesUp, let realtime = state.vm.realtime, clockFlags & Int(KVM_CLOCK_REALTIME) != 0 {
+      clock.flags = UInt32(KVM_CLOCK_REALTIME)
+      clock.realtime = realtime
+    }
+    try machine.setClock(clock)
+    // Read back together with the host's counter: kvmclock and TSC then agree to the cycle.
+    let now = try machine.clock()
+    let nanoseconds = now.clock > state.vm.clock ? now.clock - state.vm.clock : 0
+    let elapsed = UInt64(
+      truncatingIfNeeded: UInt128(nanoseconds) * UInt128(state.vcpus.first?.tscKHz ?? 0) / 1_000_000)
+    guard now.flags & UInt32(KVM_CLOCK_HOST_TSC) != 0, vcpus.allSatisfy(\.hasTSCOffset) else {
+      return .register(elapsed: elapsed)
+    }
+    return .offset(hostTSC: now.host_tsc, elapsed: elapsed)
+  }
+
+  private var shape: MachineState.Shape {
+    MachineState.Shape(cpus: cpus, memorySize: memory.size, devices: devices.map(\.name))
+  }
+}
+
+extension VirtualCPU {
+  /// The guest decided by these what to use; a bit it has seen must not go away.
+  fileprivate func checkFeatures(_ saved: [UInt8]) throws(MachineError) {
+    let here: [kvm_cpuid_entry2]
+    do throws(KVMError) { here = try cpuid() } catch { throw .kvm(error) }
+    for entry in Self.cpuidEntries(saved) {
+      let mine = here.first { $0.function == entry.function && $0.index == entry.index } ?? kvm_cpuid_entry2()
+      // Bits that mirror control registers change with the guest: OSXSAVE, APIC, OSPKE.
+      let checks: [(String, UInt32, UInt32)] =
+        switch (entry.function, entry.index) {
+        case (1, _): [("ECX", entry.ecx & ~(1 << 27), mine.ecx), ("EDX", entry.edx & ~(1 << 9), mine.edx)]
+        case (7, 0):
+          [("EBX", entry.ebx, mine.ebx), ("ECX", entry.ecx & ~(1 << 4), mine.ecx), ("EDX", entry.edx, mine.edx)]
+        case (0xd, 1): [("EAX", entry.eax, mine.eax)]
+        case (0x8000_0001, _): [("ECX", entry.ecx, mine.ecx), ("EDX", entry.edx & ~(1 << 9), mine.edx)]
+        default: []
+        }
+      for (register, wanted, present) in checks where wanted & ~present != 0 {
+        throw .missingCPUFeatures(leaf: entry.function, register: register, bits: wanted & ~present)
+      }
+    }
+  }
+
+  /// Lets the counter run at the saved rate: as it is, within what clocks differ anyway (250 ppm), or scaled.
+  fileprivate func checkFrequency(_ saved: UInt32) throws(MachineError) {
+    do throws(KVMError) {
+      let here = try tscFrequency()
+      let difference = saved > here ? saved - here : here - saved
+      if UInt64(difference) * 1_000_000 <= UInt64(here) * 250 { return }
+      if ckvm_ioctl(descriptor.raw, .setTSCkHz, UInt(saved)) >= 0 { return }
+      throw KVMError.tscFrequency(saved: saved, here: here)
+    } catch { throw .kvm(error) }
+  }
+}
