@@ -1,0 +1,150 @@
+import CKVM
+import Devices
+import GuestMemory
+import Testing
+
+@testable import MiniVMM
+
+/// Everything that runs a virtual machine, one test after the other.
+@Suite(.serialized, .enabled(if: noKVM == nil, "no KVM here")) struct MachineTests {}
+
+extension MachineTests {
+  @Suite struct RunLoopTests {
+    private func endOf(_ code: [UInt8], pio: [(Recorder, UInt64, UInt64)] = [], mmio: [(Recorder, UInt64, UInt64)] = []) throws -> MachineEnd {
+      let machine = try makeMachine(code, pio: pio, mmio: mmio)
+      try machine.start()
+      let end = machine.waitForEnd()
+      machine.stop()
+      return end
+    }
+
+    @Test func sleepControl_powersOff() throws {
+      #expect(try endOf(Code.powerOff) == .poweroff)
+    }
+
+    @Test func keyboardController_resets() throws {
+      #expect(try endOf(Code.out(0x64, 0xfe) + Code.spin) == .reset(.keyboardController))
+    }
+
+    @Test func panicNotifier_readsOneAndReportsCrash() throws {
+      // in al, 0x505; out 0x505, al: what it reads is what it may write
+      let code: [UInt8] = [0x66, 0xba, 0x05, 0x05, 0xec, 0xee] + Code.spin
+      #expect(try endOf(code) == .guestCrash(.panicNotifier))
+    }
+
+    @Test func tripleFault_isReset() throws {
+      #expect(try endOf(Code.tripleFault) == .reset(.tripleFault))
+    }
+
+    @Test func unmappedPort_readsAllOnes() throws {
+      let port = Recorder()
+      // in eax, 0xcf8; out 0x3f8, eax
+      let code: [UInt8] = [0x66, 0xba, 0xf8, 0x0c, 0xed, 0x66, 0xba, 0xf8, 0x03, 0xef] + Code.powerOff
+      #expect(try endOf(code, pio: [(port, 0x3f8, 4)]) == .poweroff)
+      #expect(port.seen == [.init(offset: 0, size: 4, value: 0xffff_ffff)])
+    }
+
+    @Test func stringOutput_arrivesByteByByte() throws {
+      let port = Recorder()
+      // mov edx, 0x3f8; mov esi, 0x200000; mov ecx, 3; cld; rep outsb
+      let code: [UInt8] =
+        [0xba, 0xf8, 0x03, 0, 0, 0xbe, 0, 0, 0x20, 0, 0xb9, 3, 0, 0, 0, 0xfc, 0xf3, 0x6e] + Code.powerOff
+      #expect(try endOf(code, pio: [(port, 0x3f8, 8)]) == .poweroff)
+      #expect(port.seen.map(\.value) == [0xba, 0xf8, 0x03])
+    }
+
+    @Test func stringInput_fillsMemory() throws {
+      let port = Recorder(answer: 0x5a)
+      // mov edx, 0x3f8; mov edi, 0x300000; mov ecx, 4; cld; rep insb
+      let code: [UInt8] =
+        [0xba, 0xf8, 0x03, 0, 0, 0xbf, 0, 0, 0x30, 0, 0xb9, 4, 0, 0, 0, 0xfc, 0xf3, 0x6c] + Code.powerOff
+      let machine = try makeMachine(code, pio: [(port, 0x3f8, 8)])
+      try machine.start()
+      #expect(machine.waitForEnd() == .poweroff)
+      machine.stop()
+      #expect(try machine.memory.load(UInt32.self, at: 0x30_0000) == 0x5a5a_5a5a)
+    }
+
+    @Test func mmio_readsAndWritesOfOneTwoAndFourBytes() throws {
+      let device = Recorder(answer: 0x8182_8384)
+      // mov eax,[window]; mov [window+4],eax; mov [window+8],ax; mov [window+10],al
+      let code: [UInt8] =
+        [0xa1, 0, 0x10, 0, 0xc0, 0xa3, 4, 0x10, 0, 0xc0, 0x66, 0xa3, 8, 0x10, 0, 0xc0, 0xa2, 10, 0x10, 0, 0xc0]
+        + Code.powerOff
+      #expect(try endOf(code, mmio: [(device, 0xc000_1000, 0x1000)]) == .poweroff)
+      #expect(
+        device.seen == [
+          .init(offset: 0, size: 4, value: nil), .init(offset: 4, size: 4, value: 0x8182_8384),
+          .init(offset: 8, size: 2, value: 0x8384), .init(offset: 10, size: 1, value: 0x84),
+        ])
+    }
+
+    @Test func unmappedMMIO_readsAllOnes() throws {
+      let port = Recorder()
+      // mov eax,[0xd0000000]; out 0x3f8, eax
+      let code: [UInt8] = [0xa1, 0, 0, 0, 0xd0, 0x66, 0xba, 0xf8, 0x03, 0xef] + Code.powerOff
+      #expect(try endOf(code, pio: [(port, 0x3f8, 4)]) == .poweroff)
+      #expect(port.seen.first?.value == 0xffff_ffff)
+    }
+
+    @Test func haltWithInterruptsOff_canBePausedAndStopped() throws {
+      let machine = try makeMachine(Code.haltForever)
+      try machine.start()
+      machine.pause()
+      machine.resume()
+      machine.stop()
+      #expect(machine.end == .stopped)
+    }
+
+    @Test(arguments: [1, 2, 4]) func pause_stopsEveryCPU(cpus: Int) throws {
+      let machine = try makeMachine(Code.countForever, cpus: cpus)
+      try machine.start()
+      for _ in 0..<20 {
+        #expect(try waitForCounter(machine.memory, above: 0))
+        let report = machine.pause()
+        #expect(report.vcpus > 0)
+        let held = try machine.memory.load(UInt32.self, at: Code.counter)
+        let held2 = try machine.memory.load(UInt32.self, at: Code.counter)
+        #expect(held == held2)
+        machine.resume()
+        #expect(try waitForCounter(machine.memory, above: held))
+      }
+      machine.stop()
+    }
+
+    @Test func pause_completesThePendingPortRead() throws {
+      let port = Recorder(answer: 7)
+      // again: in al, 0x3f8; jmp again
+      let machine = try makeMachine([0xba, 0xf8, 0x03, 0, 0, 0xec, 0xeb, 0xfd], pio: [(port, 0x3f8, 1)])
+      try machine.start()
+      port.wait(3)
+      machine.pause()
+      // Had the last read been left open, RAX would hold what was there before it.
+      #expect(try machine.vcpus[0].regs().rax & 0xff == 7)
+      #expect(try machine.vcpus[0].regs().rip >= 0x20_0005)
+      machine.stop()
+    }
+
+    @Test func endDescriptor_becomesReadable() throws {
+      let machine = try makeMachine(Code.powerOff)
+      try machine.start()
+      HostThread.waitReadable(machine.endDescriptor, timeoutMilliseconds: 10_000)
+      #expect(machine.end == .poweroff)
+      machine.stop()
+    }
+
+    @Test func cpuCount_isBounded() throws {
+      let memory = try GuestMemory(size: 16 << 20)
+      for cpus in [0, 9, -1] {
+        #expect(throws: MachineError.self) {
+          try Machine(.init(cpus: cpus, memory: memory, eventLoop: try EventLoop()), kvm: try KVMSystem())
+        }
+      }
+    }
+
+    @Test func start_needsAKernel() throws {
+      let machine = try makeMachine([], load: false)
+      #expect(throws: MachineError.self) { try machine.start() }
+    }
+  }
+}
