@@ -57,5 +57,8 @@ let package = Package(
       name: "DeviceTests",
       dependencies: ["Devices", "GuestMemory", "StateCodec", "VirtioLayout", "CLinux", "CTestSupport"],
       path: "Tests/DeviceTests", swiftSettings: settings),
+    .testTarget(
+      name: "MiniVMMTests", dependencies: ["MiniVMM", "Devices", "GuestMemory", "StateCodec", "CLinux", "CKVM"],
+      path: "Tests/MiniVMMTests", swiftSettings: settings),
   ]
 )
