@@ -1,5 +1,12 @@
 import LabC
 
+/// How much of lwIP's memory, in percent, must be free for what: large values stop first, small replies last.
+enum Reserve {
+  static let forLargeValues = 40
+  static let forReceiving = 15
+  static let forReplies = 5
+}
+
 /// virtio-net as an lwIP interface. Nothing is copied: frames are sent from lwIP's pbufs and from wherever those point
 /// to, and received frames are handed to lwIP in the receive buffers.
 enum Interface {
@@ -166,7 +173,7 @@ enum Interface {
         PBUF_RAW, UInt16(length), PBUF_REF, bufferPbufs + buffer, frame, UInt16(bufferSize - NetHeader.size))
     } else {
       // Much is held back already (unread data, holes in streams): copy, so that reception never starves.
-      pbuf = pbuf_alloc(PBUF_RAW, UInt16(length), PBUF_RAM)
+      pbuf = lwip_memory_free() > Reserve.forReceiving ? pbuf_alloc(PBUF_RAW, UInt16(length), PBUF_RAM) : nil
       if let pbuf { _ = memcpy(pbuf.pointee.payload, frame, length) } else { framesDropped += 1 }
       offer(buffer)
     }

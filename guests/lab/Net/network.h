@@ -5,7 +5,9 @@
 #include "lwip/ip4_frag.h"
 #include "lwip/inet_chksum.h"
 #include "lwip/netif.h"
+#include "lwip/memp.h"
 #include "lwip/pbuf.h"
+#include "lwip/stats.h"
 #include "lwip/tcp.h"
 #include "lwip/timeouts.h"
 #include "lwip/udp.h"
@@ -24,4 +26,13 @@ static inline uint16_t netif_checksums_generate_ip_only(void) {
 }
 static inline uint16_t netif_checksums_check_transport(void) { return NETIF_CHECKSUM_CHECK_UDP | NETIF_CHECKSUM_CHECK_TCP; }
 static inline void set_lwip_heap(uint8_t *memory) { lwip_heap = memory; }
+static inline size_t lwip_percent_free(size_t used, size_t all) { return used < all ? (all - used) * 100 / all : 0; }
+/// Of heap, TCP segments and pbuf headers: how much is left of what is scarcest, in percent.
+static inline size_t lwip_memory_free(void) {
+  size_t heap = lwip_percent_free(lwip_stats.mem.used, MEM_SIZE);
+  size_t segments = lwip_percent_free(memp_pools[MEMP_TCP_SEG]->stats->used, MEMP_NUM_TCP_SEG);
+  size_t headers = lwip_percent_free(memp_pools[MEMP_PBUF]->stats->used, MEMP_NUM_PBUF);
+  size_t least = heap < segments ? heap : segments;
+  return least < headers ? least : headers;
+}
 static inline size_t lwip_heap_size(void) { return LAB_HEAP_SIZE; }

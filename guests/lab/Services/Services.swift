@@ -64,6 +64,7 @@ enum Services {
   /// One turn of every service that works in the main loop. True if there was something to do.
   static func poll() -> Bool {
     Store.collectLeaving()
+    KV.poll()
     let disk = Disk.poll()
     let dirty = Dirty.poll()
     let burn = Burn.poll()

@@ -67,5 +67,17 @@
 #define LWIP_CHECKSUM_CTRL_PER_NETIF 1
 #define LWIP_CHKSUM_ALGORITHM 3
 
-#define LWIP_STATS 0
+// Only how much of heap and pools is in use.
+#define LWIP_STATS 1
+#define LWIP_STATS_LARGE 1
+#define MEM_STATS 1
+#define MEMP_STATS 1
+#define LINK_STATS 0
+#define ETHARP_STATS 0
+#define IP_STATS 0
+#define IPFRAG_STATS 0
+#define ICMP_STATS 0
+#define UDP_STATS 0
+#define TCP_STATS 0
+#define SYS_STATS 0
 #define LWIP_DEBUG 0

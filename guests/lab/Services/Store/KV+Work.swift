@@ -53,10 +53,9 @@ extension KV {
   static func hasRoom(_ c: Connection) -> Bool {
     guard let pcb = c.pointee.pcb else { return !reply.overflowed }
     if reply.room < replyRoom, !flush(c) { return false }
-    let copied =
-      c.pointee.written - c.pointee.acknowledged
-      - min(
-        c.pointee.uncopiedInFlight, c.pointee.written - c.pointee.acknowledged)
+    let unacknowledged = c.pointee.written - c.pointee.acknowledged
+    let copied = unacknowledged - min(c.pointee.uncopiedInFlight, unacknowledged)
+    if lwip_memory_free() < Reserve.forReplies { return false }
     return Int(tcp_send_space(pcb)) - reply.count > replyRoom && tcp_send_queue_length(pcb) < 900
       && copied + UInt64(reply.count) < mostCopied && c.pointee.inFlightCount < KVConnection.mostInFlight
   }
@@ -77,6 +76,7 @@ extension KV {
     while cursor.left > 0 {
       let piece = cursor.piece
       let n = min(piece.count, Int(tcp_send_space(pcb)))
+      guard lwip_memory_free() > Reserve.forLargeValues else { return false }
       guard n > 0, tcp_write(pcb, piece.start, UInt16(n), UInt8(TCP_WRITE_FLAG_MORE)) == ok else { return false }
       cursor.advance(n)
       c.pointee.written += UInt64(n)

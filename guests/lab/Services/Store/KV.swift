@@ -139,10 +139,33 @@ enum KV {
       return work(c)
     }
     if let waiting = c.pointee.waiting { pbuf_cat(waiting, data) } else { c.pointee.waiting = data }
-    let result = work(c)
-    // One who sends on without reading must not hold what others need to be heard.
-    if result == ok, c.pointee.pcb != nil, c.pointee.waiting != nil, Interface.isShortOfBuffers { return abort(c) }
-    return result
+    return work(c)
+  }
+
+  /// In the main loop: who sends on without reading must not hold what others need to be heard. While receive buffers are
+  /// short, the one with most unread data is cut off.
+  static func poll() {
+    guard open > 0, Interface.isShortOfBuffers else { return }
+    var worst: Connection?
+    var most = 8192
+    for i in 0..<limit where connections[i].waiting != nil {
+      let unread = unread(connections + i)
+      if unread > most {
+        most = unread
+        worst = connections + i
+      }
+    }
+    if let worst { _ = abort(worst) }
+  }
+
+  private static func unread(_ c: Connection) -> Int {
+    var count = 0
+    var piece = c.pointee.waiting
+    while let p = piece {
+      count += Int(p.pointee.len)
+      piece = p.pointee.next
+    }
+    return count
   }
 
   private static func sent(_ c: Connection, _ length: UInt64) -> err_t {
