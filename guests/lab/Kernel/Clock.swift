@@ -21,7 +21,7 @@ enum Clock {
     } else if let found = frequencyFromCPUID() {
       use(kiloHertz: found, "cpuid")
     } else {
-      use(kiloHertz: frequencyFromPIT(), "pit")
+      use(kiloHertz: Interrupts.measureTSC(), "apic")
     }
   }
 
@@ -72,19 +72,6 @@ enum Clock {
       if leaf.a & 0xffff != 0 { return UInt64(leaf.a & 0xffff) * 1000 }
     }
     return nil
-  }
-
-  /// 10 ms of PIT channel 2, for emulators that say nothing about the TSC; 1 GHz if there is no PIT.
-  private static func frequencyFromPIT() -> UInt64 {
-    Ring0.out8(0x61, 1)
-    Ring0.out8(0x43, 0xb0)
-    Ring0.out8(0x42, 0x9c)
-    Ring0.out8(0x42, 0x2e)
-    let start = cpu_tsc()
-    for _ in 0..<1_000_000 where Ring0.call(.in8, 0x61) & 0x20 != 0 {
-      return max((cpu_tsc() - start) / 10, 1)
-    }
-    return 1_000_000
   }
 
   nonisolated(unsafe) private static var last: UInt64 = 0

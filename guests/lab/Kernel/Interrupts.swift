@@ -40,13 +40,25 @@ enum Interrupts {
     }
     write(0xf0, 0x100 | spuriousVector)
     write(0x350, 0x10000)  // LINT0, where a PIC's interrupts would come in: masked
-    if hasDeadlineTimer {
-      write(0x320, timerVector | 2 << 17)
-    } else {
-      write(0x3e0, 0xb)  // divide by one
-      write(0x320, timerVector)
-    }
+    write(0x3e0, 0xb)  // divide by one
+    write(0x320, timerMode)
     Ring0.call(.interrupts, 1)
+  }
+
+  private static var timerMode: UInt32 { hasDeadlineTimer ? timerVector | 2 << 17 : timerVector }
+
+  /// TSC ticks a millisecond, by 10 ms of the local APIC's timer: for emulators that say nothing about the TSC.
+  static func measureTSC() -> UInt64 {
+    write(0x320, 0x10000 | timerVector)  // one-shot, masked
+    write(0x380, UInt32.max)
+    let first = read(0x390)
+    let start = cpu_tsc()
+    var nanoseconds: UInt32 = 0  // of the timer: 1 GHz, as below
+    while nanoseconds < 10_000_000 { nanoseconds = first &- read(0x390) }
+    let ticks = cpu_tsc() - start
+    write(0x380, 0)
+    write(0x320, timerMode)
+    return max(ticks * 1_000_000 / UInt64(nanoseconds), 1)
   }
 
   static var localID: UInt32 { hasX2APIC ? read(0x20) : read(0x20) >> 24 }
