@@ -17,7 +17,9 @@ final class MemoryBackend: FrameBackend {
     var sent: [Sent] = []
     var full = false
     var gone = false
-    var unflushed = false
+    /// Calls of flush() until the rest of the last frame has left; 0 when it has.
+    var rest = 0
+    var restOfNext = 0
     var guestOffloads: UInt64 = 0
   }
 
@@ -47,9 +49,10 @@ final class MemoryBackend: FrameBackend {
   }
   /// A part of an earlier frame has not left yet.
   var hasRest: Bool {
-    get { state.withLock { $0.unflushed } }
-    set { state.withLock { $0.unflushed = newValue } }
+    state.withLock { $0.rest > 0 }
   }
+  /// The next frame is taken in part, and the rest of it by the `count`th flush.
+  func keepRest(flushes count: Int) { state.withLock { $0.restOfNext = count } }
   func lose() { state.withLock { $0.gone = true } }
   /// Runs at the start of each send: another vCPU that changes the frame meanwhile.
   func beforeSend(_ body: @escaping @Sendable () -> Void) { onSend.withLock { $0 = body } }
@@ -70,15 +73,22 @@ final class MemoryBackend: FrameBackend {
     onSend.withLock { $0 }?()
     return state.withLock { state in
       if state.gone { return .dropped }
-      if state.full || state.unflushed { return .full }
+      if state.full || state.rest > 0 { return .full }
       var bytes = [UInt8](repeating: 0, count: Int(count))
       let got = unsafe bytes.withUnsafeMutableBytes { unsafe memory.gather(frame, offset: offset, into: $0) }
       if state.sent.count < 100_000 { state.sent.append(Sent(header: header, frame: Array(bytes.prefix(got)))) }
+      state.rest = state.restOfNext
+      state.restOfNext = 0
       return .sent
     }
   }
 
-  func flush() -> Bool { state.withLock { !$0.unflushed } }
+  func flush() -> Bool {
+    state.withLock { state in
+      state.rest = max(state.rest - 1, 0)
+      return state.rest == 0
+    }
+  }
 
   func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int {
     state.withLock { state in
