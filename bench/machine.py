@@ -1,5 +1,6 @@
 """A guest under minivmm, QEMU or another program: started, listened to, ended by its process id."""
 
+import os
 import re
 import select
 import signal
@@ -19,13 +20,22 @@ def qemu(kernel, words="", memory=64, extra=()):
     return [*QEMU, "-m", str(memory), "-kernel", kernel, "-append", words, *extra]
 
 
-def placed(command, cpus=None, namespace=None):
-    """The command with the priority (above the host's other work, alike for all), CPUs and network it runs with."""
-    if cpus is not None:
-        command = ["taskset", "-c", cpus, *command]
-    if namespace:
-        command = ["ip", "netns", "exec", namespace, *command]
-    return ["nice", "-n", "-15", *command]
+def placed(cpus=None):
+    """What a started process does first: a session of its own, above the host's other work, on these CPUs."""
+    def place():
+        os.setsid()
+        # With autogroup scheduling a process's nice value counts within its session only.
+        if os.path.exists("/proc/self/autogroup"):
+            with open("/proc/self/autogroup", "w") as file:
+                file.write("-10")
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
+        if cpus is not None:
+            os.sched_setaffinity(0, cpus)
+    return place
+
+
+def inside(namespace, command):
+    return ["ip", "netns", "exec", namespace, *command] if namespace else command
 
 
 class GuestFailed(Exception):
@@ -36,14 +46,16 @@ class Machine:
     """A process whose console is its standard output. Use in a `with` block."""
 
     def __init__(self, command, cpus=None, namespace=None):
-        self.command = placed(command, cpus, namespace)
+        self.command = inside(namespace, command)
+        self.cpus = cpus
         self.text = ""
 
     def __enter__(self):
         self.started = time.monotonic()
-        # nice, taskset and ip exec what they start, so this process id is the VMM's.
+        # `ip netns exec` becomes what it starts, so this process id is the VMM's.
         self.process = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
+            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
+            preexec_fn=placed(self.cpus))
         return self
 
     def __exit__(self, *_):
@@ -76,5 +88,5 @@ class Machine:
 
 def output(command, seconds, cpus=None, namespace=None):
     """Runs a client to its end; its standard output."""
-    return subprocess.run(placed(command, cpus, namespace), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          timeout=seconds, check=True, text=True).stdout
+    return subprocess.run(inside(namespace, command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          timeout=seconds, check=True, text=True, preexec_fn=placed(cpus)).stdout

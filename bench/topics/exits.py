@@ -14,7 +14,7 @@ def run(options):
 
     def rate(command):
         # One core: a thread that shares none of its work with others.
-        with Machine(command, cpus="1") as machine:
+        with Machine(command, cpus={1}) as machine:
             found = machine.wait_for(r"kind=pio count=\d+ ns_each=(\d+)\s", 60)
             return 1e9 / int(found[1])
 

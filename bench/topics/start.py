@@ -25,7 +25,7 @@ def resident_beyond_ram(pid):
 
 
 def first_byte(command):
-    with Machine(command, cpus="1") as machine:
+    with Machine(command, cpus={1}) as machine:
         machine.wait_for("H", 20)
         milliseconds = (machine.seen - machine.started) * 1000
         time.sleep(0.05)  # the guest rests from here on; threads that started late get there too
