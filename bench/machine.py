@@ -4,6 +4,7 @@ import os
 import re
 import select
 import signal
+import struct
 import subprocess
 import time
 
@@ -20,8 +21,9 @@ def qemu(kernel, words="", memory=64, extra=()):
     return [*QEMU, "-m", str(memory), "-kernel", kernel, "-append", words, *extra]
 
 
-def placed(cpus=None):
-    """What a started process does first: a session of its own, above the host's other work, on these CPUs."""
+def placed(cpus=None, clock=None):
+    """What a started process does first: a session of its own, above the host's other work, on these CPUs. The time at
+    which it becomes its program goes to the descriptor `clock`."""
     def place():
         os.setsid()
         # With autogroup scheduling a process's nice value counts within its session only.
@@ -31,6 +33,8 @@ def placed(cpus=None):
         os.setpriority(os.PRIO_PROCESS, 0, -10)
         if cpus is not None:
             os.sched_setaffinity(0, cpus)
+        if clock is not None:
+            os.write(clock, struct.pack("d", time.monotonic()))
     return place
 
 
@@ -51,11 +55,14 @@ class Machine:
         self.text = ""
 
     def __enter__(self):
-        self.started = time.monotonic()
+        times, clock = os.pipe()
         # `ip netns exec` becomes what it starts, so this process id is the VMM's.
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
-            preexec_fn=placed(self.cpus))
+            preexec_fn=placed(self.cpus, clock))
+        self.started = struct.unpack("d", os.read(times, 8))[0]
+        os.close(times)
+        os.close(clock)
         return self
 
     def __exit__(self, *_):
