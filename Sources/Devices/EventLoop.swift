@@ -102,14 +102,18 @@ public final class EventLoop: Sendable {
       }
       // EINTR is the only error a valid epoll descriptor and buffer leave possible.
       guard count > 0 else { continue }
+      var woken = false
       for index in 0..<Int(count) {
         let token = unsafe withUnsafePointer(to: events[index]) { unsafe lx_epoll_token($0) }
-        guard token != UInt64.max else { continue }
+        guard token != UInt64.max else {
+          woken = true
+          continue
+        }
         let registration = registrations.withLock { $0[Int(token & 0xffff_ffff)] }
         guard UInt64(registration.generation) == token >> 32 else { continue }
         unsafe registration.handler?.ready(tag: registration.tag, events: events[index].events)
       }
-      if lx_eventfd_take(wake) > 0, !settle() { return }
+      if woken, lx_eventfd_take(wake) > 0, !settle() { return }
     }
   }
 

@@ -59,6 +59,7 @@ final class Session: Sendable {
     }
     if let user = settings.user { try dropPrivileges(to: user) }
     try assembled.machine.start()
+    lx_release_program_pages()
     try assembled.filters.load(.control)
     loop.run()
     assembled.shutDown()

@@ -135,6 +135,9 @@ int lx_no_new_privileges(void);
 /// A SIGSYS handler that writes one line naming the thread and the system call that a seccomp filter denied, and ends the
 /// process with `exit_code`. Async-signal-safe.
 int lx_install_sigsys_handler(int exit_code);
+/// Unmaps the program's and its libraries' read-only pages: what start-up needed goes, what runs on comes back by a minor
+/// fault from the page cache.
+void lx_release_program_pages(void);
 /// The name of a system call, or NULL; for messages.
 const char *lx_syscall_name(int number);
 /// Loads a BPF program (`count` bytes of struct sock_filter) as the calling thread's seccomp filter. Needs no new privileges.
