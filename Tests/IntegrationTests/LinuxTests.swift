@@ -8,7 +8,7 @@ extension Integration {
     "Linux", .enabled(if: Environment.hasLinux && Environment.isRoot, "needs root, /dev/kvm and the built Linux guest"))
   struct Linux {
     /// Arguments of a machine on a private copy of the disk.
-    static func arguments(_ space: Namespace, disk: String, cpus: Int = 1) throws -> [String] {
+    static func arguments(_ space: Namespace, disk: String, cpus: Int = 1, more: String = "") throws -> [String] {
       let out = Environment.linuxGuest
       try run("cp", ["--sparse=always", out.appending(path: "disk.img").path, disk])
       let line = try String(contentsOf: out.appending(path: "cmdline"), encoding: .utf8)
@@ -17,7 +17,7 @@ extension Integration {
         "run", "--kernel", out.appending(path: "vmlinux").path, "--initrd",
         out.appending(path: "initramfs.cpio").path, "--memory", "128M", "--cpus", "\(cpus)", "--disk", disk, "--net",
         "tap=\(space.tap)", "--cmdline",
-        line + " ip=\(Namespace.guest)::\(Namespace.host):255.255.255.0::eth0:off",
+        line + " ip=\(Namespace.guest)::\(Namespace.host):255.255.255.0::eth0:off " + more,
       ]
     }
 
@@ -25,8 +25,8 @@ extension Integration {
       let space = try Namespace()
       let disk = Snapshot.path("smp.img")
       defer { try? FileManager.default.removeItem(atPath: disk) }
-      let guest = try Guest(Self.arguments(space, disk: disk, cpus: cpus), in: space)
-      try guest.wait(for: "minivmm: services started", timeout: 240)
+      let guest = try Guest(Self.arguments(space, disk: disk, cpus: cpus, more: "minivmm.services="), in: space)
+      try guest.wait(for: "minivmm: press Enter", timeout: 300)
       guest.type("")
       guest.type("grep -c ^processor /proc/cpuinfo")
       try guest.wait(for: "\n\(cpus)", timeout: 60)

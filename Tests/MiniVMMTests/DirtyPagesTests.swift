@@ -14,7 +14,9 @@ extension MachineTests {
     @Test(arguments: [DirtyTracking.bitmap, .ring(entries: 1024)])
     func harvest_missesNothing_andNamesNoUnrelatedPage(tracking: DirtyTracking) throws {
       let machine: Machine
-      do { machine = try makeUserModeMachine(writePages(20) + UserMode.countForever, dirtyTracking: tracking) } catch MachineError.kvm(.missingCapability) { return }
+      do {
+        machine = try makeUserModeMachine(writePages(20) + UserMode.countForever, dirtyTracking: tracking)
+      } catch MachineError.kvm(.missingCapability) { return }
       var pages = PageSet(count: machine.memory.pageCount)
       try machine.harvestDirtyPages(into: &pages)
       #expect(pages.contains(0x200), "the loader's own writes count")
@@ -40,7 +42,9 @@ extension MachineTests {
     @Test(arguments: [DirtyTracking.bitmap, .ring(entries: 1024)])
     func pageWrittenAfterAHarvest_isFoundAgain(tracking: DirtyTracking) throws {
       let machine: Machine
-      do { machine = try makeUserModeMachine(UserMode.countForever, dirtyTracking: tracking) } catch MachineError.kvm(.missingCapability) { return }
+      do { machine = try makeUserModeMachine(UserMode.countForever, dirtyTracking: tracking) } catch MachineError.kvm(
+        .missingCapability)
+      { return }
       try machine.start()
       for _ in 0..<20 {
         let before = try machine.memory.load(UInt32.self, at: Code.counter)
@@ -59,7 +63,9 @@ extension MachineTests {
       var code = writePages(0)
       code.replaceSubrange(6..<8, with: [0xb8, 0x0b])
       let machine: Machine
-      do { machine = try makeUserModeMachine(code + UserMode.countForever, dirtyTracking: .ring(entries: 1024)) } catch MachineError.kvm(.missingCapability) { return }
+      do {
+        machine = try makeUserModeMachine(code + UserMode.countForever, dirtyTracking: .ring(entries: 1024))
+      } catch MachineError.kvm(.missingCapability) { return }
       var pages = PageSet(count: machine.memory.pageCount)
       try machine.harvestDirtyPages(into: &pages)
       pages.removeAll()

@@ -10,7 +10,9 @@ import Testing
 
   init() throws { memory = try GuestMemory(size: 16 << 20) }
 
-  private func load(_ bytes: [UInt8], initrd: [UInt8]? = nil, line: String = "", _ entry: BootProtocol = .auto) throws -> EntryPoint {
+  private func load(_ bytes: [UInt8], initrd: [UInt8]? = nil, line: String = "", _ entry: BootProtocol = .auto) throws
+    -> EntryPoint
+  {
     let file = MemoryFile(bytes)
     let ramdisk = initrd.map { MemoryFile($0) }
     return try BootSource(

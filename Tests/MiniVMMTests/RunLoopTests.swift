@@ -10,7 +10,9 @@ import Testing
 
 extension MachineTests {
   @Suite struct RunLoopTests {
-    private func endOf(_ code: [UInt8], pio: [(Recorder, UInt64, UInt64)] = [], mmio: [(Recorder, UInt64, UInt64)] = []) throws -> MachineEnd {
+    private func endOf(_ code: [UInt8], pio: [(Recorder, UInt64, UInt64)] = [], mmio: [(Recorder, UInt64, UInt64)] = [])
+      throws -> MachineEnd
+    {
       let machine = try makeMachine(code, pio: pio, mmio: mmio)
       try machine.start()
       let end = machine.waitForEnd()

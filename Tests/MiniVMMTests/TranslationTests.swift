@@ -16,7 +16,9 @@ extension MachineTests {
     @Test(arguments: [DirtyTracking.none, .bitmap, .ring(entries: 1024)])
     func refresh_makesTheGuestSeeTheNewPage(tracking: DirtyTracking) throws {
       let machine: Machine
-      do { machine = try makeUserModeMachine(Self.code, dirtyTracking: tracking) } catch MachineError.kvm(.missingCapability) { return }
+      do { machine = try makeUserModeMachine(Self.code, dirtyTracking: tracking) } catch MachineError.kvm(
+        .missingCapability)
+      { return }
       let memory = machine.memory
       try memory.store(UInt32(0xaaaa), at: Self.pageA)
       try memory.store(UInt32(0xbbbb), at: Self.pageB)

@@ -14,9 +14,11 @@ public protocol ConsoleSink: AnyObject, Sendable {
 public final class DescriptorSink: ConsoleSink {
   private let descriptor: CInt
 
-  /// Opens the file behind `descriptor` once more, so that making it non-blocking does not change the shell's terminal.
+  /// Opens a terminal or pipe once more, so that making it non-blocking does not change the shell's. A regular file
+  /// never waits, and is shared with whoever else writes to it, its position included.
   public init(_ descriptor: CInt) {
-    let again = unsafe lx_open("/proc/self/fd/\(descriptor)", O_WRONLY | O_NONBLOCK | O_APPEND | O_NOCTTY, 0)
+    let isFile = lx_file_size(descriptor) >= 0
+    let again = isFile ? -1 : unsafe lx_open("/proc/self/fd/\(descriptor)", O_WRONLY | O_NONBLOCK | O_NOCTTY, 0)
     // Sockets can't be opened again; a write to one may then wait, on the device thread.
     self.descriptor = again >= 0 ? again : descriptor
   }

@@ -70,6 +70,7 @@ public final class AssembledMachine: Sendable {
   ) throws(HostError) -> (Machine.Configuration, Serial8250, [VirtioMMIO]) {
     let loop = try EventLoop()
     var configuration = Machine.Configuration(cpus: description.cpus, memory: memory, eventLoop: loop)
+    configuration.dirtyTracking = description.dirtyTracking
     configuration.threadStarted = { kind in Self.restrict(filters, kind) }
     let serialLine = try InterruptLine()
     let serial = try Serial8250(line: serialLine)

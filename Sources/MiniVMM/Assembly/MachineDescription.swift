@@ -39,6 +39,8 @@ public struct MachineDescription: Sendable {
   public var cards: [Card] = []
   /// Where serial output goes; nil throws it away.
   public var console: (any ConsoleSink)?
+  /// Whether, and by which mechanism, changed pages are tracked.
+  public var dirtyTracking = DirtyTracking.none
   public var seccomp = SeccompMode.off
   /// What the process ends with when a filter is broken in mode kill.
   public var seccompExitCode: Int32 = 159

@@ -65,9 +65,11 @@ extension BootError: CustomStringConvertible {
       "the kernel wants \(count) bytes at \(hex(address)), where page tables, boot parameters or firmware tables lie; link it at 1 MiB or above"
     case .segmentsOverlap(let address): "two segments of the kernel overlap at \(hex(address))"
     case .entryOutsideImage(let address): "the kernel's entry point \(hex(address)) is not inside a segment"
-    case .noPVHNote: "the kernel has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY); build it with CONFIG_PVH=y or use linux64"
+    case .noPVHNote:
+      "the kernel has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY); build it with CONFIG_PVH=y or use linux64"
     case .bzImageTooShort: "the bzImage ends inside its setup header or setup sectors"
-    case .bzImageTooOld(let version): "the bzImage has boot protocol \(hex(UInt64(version))); 0x20c (Linux 3.8) is needed"
+    case .bzImageTooOld(let version):
+      "the bzImage has boot protocol \(hex(UInt64(version))); 0x20c (Linux 3.8) is needed"
     case .bzImageNot64Bit: "the bzImage has no 64-bit entry point"
     case .bzImageNeedsMoreRAM(let end): "the bzImage unpacks up to \(hex(end)); give the guest more --memory"
     case .protocolNotForBzImage: "a bzImage is entered by the 64-bit Linux protocol, not by PVH"

@@ -25,7 +25,9 @@ extension EntryPoint {
     try memory.put(StateWriter.bytes { out in gdt.forEach { out.put($0) } }, at: BootLayout.gdt)
     guard case .linux64 = self else { return }
     // 4 GiB by 2 MiB pages: present, writable, accessed, dirty, large.
-    let (pml4, pdpt, directories) = (BootLayout.pageTables, BootLayout.pageTables + 0x1000, BootLayout.pageTables + 0x2000)
+    let (pml4, pdpt, directories) = (
+      BootLayout.pageTables, BootLayout.pageTables + 0x1000, BootLayout.pageTables + 0x2000
+    )
     try memory.put(StateWriter.bytes { $0.put(pdpt | 3) }, at: pml4)
     try memory.put(StateWriter.bytes { out in (0..<4).forEach { out.put(directories + $0 * 0x1000 | 3) } }, at: pdpt)
     try memory.put(

@@ -77,7 +77,8 @@ internal import Glibc
       return nil
     }
     return unsafe PortAccess(
-      isWrite: io.direction == UInt8(KVM_EXIT_IO_OUT), port: io.port, size: Int(io.size), count: Int(io.count), data: data)
+      isWrite: io.direction == UInt8(KVM_EXIT_IO_OUT), port: io.port, size: Int(io.size), count: Int(io.count),
+      data: data)
   }
 
   /// The access of a KVM_EXIT_MMIO.

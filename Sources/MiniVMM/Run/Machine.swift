@@ -153,7 +153,9 @@ public final class Machine: Sendable {
     let mmio = configuration.mmio
     let source = dirtySource
     loops = vcpus.map { vcpu in
-      RunLoop(vcpu: vcpu, control: control, pio: pio, mmio: mmio, dirtyRingFull: { source?.overflow(vcpu: $0) ?? false }, end: end)
+      RunLoop(
+        vcpu: vcpu, control: control, pio: pio, mmio: mmio,
+        dirtyRingFull: { source?.overflow(vcpu: $0) ?? false }, end: end)
     }
     devices = platform.devices + configuration.devices
     memory = configuration.memory

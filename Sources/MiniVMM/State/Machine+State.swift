@@ -33,7 +33,8 @@ extension Machine {
         pit: try machine.descriptor.getBytes(.getPIT2, [UInt8](repeating: 0, count: VMState.pitSize)),
         clock: clock.clock, realtime: clock.flags & UInt32(KVM_CLOCK_REALTIME) != 0 ? clock.realtime : nil,
         picMaster: try machine.irqchip(UInt8(KVM_IRQCHIP_PIC_MASTER)),
-        picSlave: try machine.irqchip(UInt8(KVM_IRQCHIP_PIC_SLAVE)), ioapic: try machine.irqchip(UInt8(KVM_IRQCHIP_IOAPIC)))
+        picSlave: try machine.irqchip(UInt8(KVM_IRQCHIP_PIC_SLAVE)),
+        ioapic: try machine.irqchip(UInt8(KVM_IRQCHIP_IOAPIC)))
       return MachineState(shape: shape, vm: vm, vcpus: states, devices: saved).encode()
     } catch { throw .kvm(error) }
   }
@@ -57,7 +58,9 @@ extension Machine {
       var reader = StateReader(saved.state)
       do throws(StateError) {
         try device.restore(from: &reader)
-        guard reader.remaining == 0 else { throw StateError.invalid("\(reader.remaining) bytes left over by \(device.name)") }
+        guard reader.remaining == 0 else {
+          throw StateError.invalid("\(reader.remaining) bytes left over by \(device.name)")
+        }
       } catch { throw .state(error) }
     }
     do throws(KVMError) {
