@@ -43,6 +43,11 @@ final class DiskWorkers: Sendable {
     }
   }
 
+  // The threads hold this object: here they have ended.
+  deinit {
+    for descriptor in [finishedDescriptor, work, idle] { lx_close(descriptor) }
+  }
+
   func submit(_ slot: Int) {
     queues.withLock { $0.waiting.append(slot) }
     lx_eventfd_signal(work)
