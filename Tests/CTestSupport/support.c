@@ -23,7 +23,7 @@
 
 int ts_new_network(void) { return unshare(CLONE_NEWNET) < 0 ? -errno : 0; }
 
-static int set_up(const char *name) {
+int ts_set_up(const char *name) {
   char path[128];
   snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/disable_ipv6", name);
   int file = open(path, O_WRONLY | O_CLOEXEC);
@@ -48,21 +48,6 @@ int ts_make_tap(const char *name) {
   struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
   strncpy(request.ifr_name, name, IFNAMSIZ - 1);
   int result = ioctl(fd, TUNSETIFF, &request) < 0 || ioctl(fd, TUNSETPERSIST, 1) < 0 ? -errno : 0;
-  close(fd);
-  return result < 0 ? result : set_up(name);
-}
-
-int ts_wait_running(const char *name) {
-  int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return -errno;
-  struct ifreq request = {0};
-  strncpy(request.ifr_name, name, IFNAMSIZ - 1);
-  int result = -ETIMEDOUT;
-  for (int round = 0; round < 5000 && result == -ETIMEDOUT; round++) {
-    if (ioctl(fd, SIOCGIFFLAGS, &request) < 0) result = -errno;
-    else if (request.ifr_flags & IFF_RUNNING) result = 0;
-    else usleep(1000);
-  }
   close(fd);
   return result;
 }

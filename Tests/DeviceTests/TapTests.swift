@@ -17,18 +17,14 @@ private final class Outcome: Sendable {
   func fail(_ what: String) { text.withLock { $0 = $0 ?? what } }
 }
 
-/// Runs `body` in a new network namespace with tap "t0" and a packet socket on its host side; the namespace and all in it
-/// end with the thread.
-private func withTap(_ body: @escaping @Sendable (_ host: CInt, _ outcome: Outcome) throws -> Void) throws {
+/// Runs `body` in a new network namespace with tap "t0", not yet up; the namespace and all in it end with the thread.
+private func withTap(_ body: @escaping @Sendable (_ outcome: Outcome) throws -> Void) throws {
   let outcome = Outcome()
   let thread = try HostThread.start(name: "namespace") {
     guard ts_new_network() == 0 else { return outcome.fail("a network namespace can't be made here") }
     let made = unsafe ts_make_tap("t0")
     guard made == 0 else { return outcome.fail("a tap can't be made here: errno \(-made)") }
-    let host = unsafe ts_packet_socket("t0")
-    guard host >= 0 else { return outcome.fail("no packet socket: errno \(-host)") }
-    do { try body(host, outcome) } catch { outcome.fail("\(error)") }
-    lx_close(host)
+    do { try body(outcome) } catch { outcome.fail("\(error)") }
   }
   thread.join()
   #expect(outcome.failure == nil)
@@ -59,11 +55,15 @@ private final class TapRig {
   let device: NetDevice
   let driver: TestDriver
   let thread: HostThread
+  /// A packet socket on the host's side of the tap.
+  let host: CInt
 
   init(_ features: UInt64) throws {
     device = try NetDevice(backend: TapBackend(name: "t0"), mac: [2, 0, 0, 0, 0, 1])
-    let running = unsafe ts_wait_running("t0")
-    guard running == 0 else { throw HostError(operation: "tap", errno: -running) }
+    let up = unsafe ts_set_up("t0")
+    guard up == 0 else { throw HostError(operation: "link up", errno: -up) }
+    host = unsafe ts_packet_socket("t0")
+    guard host >= 0 else { throw HostError(operation: "packet socket", errno: -host) }
     driver = try TestDriver(device)
     let loop = driver.loop
     thread = try HostThread.start(name: "device") { loop.run() }
@@ -83,6 +83,7 @@ private final class TapRig {
   func stop() {
     driver.loop.stop()
     thread.join()
+    lx_close(host)
   }
 
   func addReceiveBuffers(_ count: Int) {
@@ -113,12 +114,12 @@ private final class TapRig {
   .enabled(if: hasTap, "needs root and /dev/net/tun to make a tap in a network namespace"))
 struct TapTests {
   @Test func tap_framesBothWays() throws {
-    try withTap { host, outcome in
+    try withTap { outcome in
       let rig = try TapRig(NetFeature.mergeableBuffers)
       defer { rig.stop() }
       rig.addReceiveBuffers(8)
       for number in 1...8 as ClosedRange<UInt8> {
-        guard hostSends(host, frame(number)) == 60 else { return outcome.fail("host can't send") }
+        guard hostSends(rig.host, frame(number)) == 60 else { return outcome.fail("host can't send") }
       }
       guard rig.collect(0, 8).map(\.written) == [UInt32](repeating: 72, count: 8) else {
         return outcome.fail("frames for the guest are missing")
@@ -129,17 +130,17 @@ struct TapTests {
         if rig.driver.peek(UInt16.self, at: at + 10) != 1 { outcome.fail("num_buffers of frame \(number)") }
       }
       rig.transmit(frame(9))
-      if hostReceives(host) != frame(9) { outcome.fail("the frame from the guest differs") }
+      if hostReceives(rig.host) != frame(9) { outcome.fail("the frame from the guest differs") }
       if rig.collect(1, 1).count != 1 { outcome.fail("the sent chain did not come back") }
     }
   }
 
   /// The guest gives no buffers for a while: the host's queue bounds what waits, and it goes on when there are some.
   @Test func tap_starvedThenRefilled_resumes() throws {
-    try withTap { host, outcome in
+    try withTap { outcome in
       let rig = try TapRig(NetFeature.mergeableBuffers | CommonFeature.eventIndex)
       defer { rig.stop() }
-      for number in 1...20 as ClosedRange<UInt8> { _ = hostSends(host, frame(number)) }
+      for number in 1...20 as ClosedRange<UInt8> { _ = hostSends(rig.host, frame(number)) }
       usleep(20_000)
       if !rig.driver.takeUsed(0).isEmpty { outcome.fail("a frame without a buffer") }
       rig.addReceiveBuffers(20)
@@ -150,7 +151,7 @@ struct TapTests {
 
   /// The kernel's own checks come behind ours: headers we let through and it refuses cost a frame, nothing else.
   @Test func tap_segmentsTheKernelRefuses_areDropped() throws {
-    try withTap { host, outcome in
+    try withTap { outcome in
       let rig = try TapRig(MemoryBackend.allOffloads)
       defer { rig.stop() }
       var header = NetHeader()
@@ -164,18 +165,18 @@ struct TapTests {
       if rig.collect(1, 1).count != 1 { outcome.fail("the chain did not come back") }
       rig.transmit(frame(2))
       let deadline = Deadline(seconds: 5)
-      while hostReceives(host) != frame(2) {
+      while hostReceives(rig.host) != frame(2) {
         if deadline.passed { return outcome.fail("the card does not go on") }
       }
     }
   }
 
   @Test func tap_deletedWhileInUse_cardGoesOnWithoutIt() throws {
-    try withTap { host, outcome in
+    try withTap { outcome in
       let rig = try TapRig(NetFeature.mergeableBuffers)
       defer { rig.stop() }
       rig.addReceiveBuffers(8)
-      _ = hostSends(host, frame(1))
+      _ = hostSends(rig.host, frame(1))
       if rig.collect(0, 1).count != 1 { outcome.fail("no frame before the deletion") }
       let deleted = unsafe ts_delete_link("t0")
       guard deleted == 0 else { return outcome.fail("the tap can't be deleted: errno \(-deleted)") }
@@ -196,7 +197,7 @@ struct TapTests {
   }
 
   @Test func tap_missingBusyOrTooLong_isNamed() throws {
-    try withTap { _, outcome in
+    try withTap { outcome in
       let first = try TapBackend(name: "t0")
       for (name, expected) in [
         ("t0", NetBackendError.tapBusy(name: "t0")), ("t1", .noSuchTap(name: "t1")),

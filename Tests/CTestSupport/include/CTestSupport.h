@@ -4,10 +4,10 @@
 
 /// Moves the calling thread into a network namespace of its own, which ends with its last thread and descriptor.
 int ts_new_network(void);
-/// Makes tap `name`, persistent, in the thread's network namespace, brings it up and turns IPv6 off on it.
+/// Makes tap `name`, persistent, in the thread's network namespace.
 int ts_make_tap(const char *name);
-/// Waits until somebody has the tap open and the kernel has noticed; frames before that are lost. 5 seconds at the most.
-int ts_wait_running(const char *name);
+/// Brings an interface up, without IPv6. A tap that is opened only afterwards loses its first frames.
+int ts_set_up(const char *name);
 /// Deletes a network interface of the thread's namespace.
 int ts_delete_link(const char *name);
 /// A non-blocking packet socket on interface `name`: sees what it receives, and sends through it.
