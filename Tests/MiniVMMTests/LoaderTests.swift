@@ -4,7 +4,7 @@ import Testing
 
 @testable import MiniVMM
 
-@Suite struct LoaderTests {
+@Suite("Family 17: loader") struct LoaderTests {
   private let memory: GuestMemory
   private let valid = TestELF(code: Code.powerOff)
 

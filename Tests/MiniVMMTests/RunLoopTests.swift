@@ -9,7 +9,7 @@ import Testing
 @Suite(.serialized, .enabled(if: noKVM == nil, "no KVM here")) struct MachineTests {}
 
 extension MachineTests {
-  @Suite struct RunLoopTests {
+  @Suite("Family 15: platform") struct RunLoopTests {
     private func endOf(_ code: [UInt8], pio: [(Recorder, UInt64, UInt64)] = [], mmio: [(Recorder, UInt64, UInt64)] = [])
       throws -> MachineEnd
     {
