@@ -52,7 +52,10 @@ int lx_termination_descriptor(void) {
   return fd < 0 ? -errno : fd;
 }
 
-void lx_ignore_sigpipe(void) { signal(SIGPIPE, SIG_IGN); }
+void lx_ignore_write_signals(void) {
+  signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);
+}
 
 int lx_isatty(int fd) { return isatty(fd); }
 

@@ -29,7 +29,7 @@ final class Session: Sendable {
     }
     self.settings = settings
     loop = try EventLoop()
-    lx_ignore_sigpipe()
+    lx_ignore_write_signals()
     // Before any thread starts, so that all inherit the mask.
     let signals = lx_termination_descriptor()
     guard signals >= 0 else { throw HostError(operation: "signalfd", errno: -signals) }

@@ -123,8 +123,8 @@ int lx_install_kick_handler(void);
 int lx_signal_mask(int signal, int block);
 /// Blocks SIGINT, SIGTERM and SIGHUP in this thread and those it starts, and returns a descriptor readable when one comes.
 int lx_termination_descriptor(void);
-/// A reader that goes away is an error of the write, not the end of the process.
-void lx_ignore_sigpipe(void);
+/// A reader that goes away, or a file that may not grow, is an error of the write and not the end of the process.
+void lx_ignore_write_signals(void);
 int lx_isatty(int fd);
 /// Puts terminal `fd` into raw mode and stores what it was; also restores it at exit() and on fatal signals.
 int lx_terminal_raw(int fd);
