@@ -8,6 +8,19 @@ public protocol EventHandler: AnyObject, Sendable {
   ///   - tag: the number given at registration (such as a queue index).
   ///   - events: EPOLL* bits.
   func ready(tag: UInt32, events: UInt32)
+  /// Whether work often comes so soon after work that looking for it beats being told.
+  var polls: Bool { get }
+  /// Looks for work that nobody was told of; true when there was some. From the first call until ``rest()`` nobody needs
+  /// to be told.
+  func poll() -> Bool
+  /// Ends a time of ``poll()``: asks to be told again, and does what came in between.
+  func rest()
+}
+
+extension EventHandler {
+  public var polls: Bool { false }
+  public func poll() -> Bool { false }
+  public func rest() {}
 }
 
 /// The device thread's loop: epoll over every ioeventfd, tap, socket and timer of one VM.
@@ -28,6 +41,11 @@ public final class EventLoop: Sendable {
     var state = State.idle
   }
 
+  /// A handler is watched when its last work was at most so long ago, in nanoseconds, and then for so long.
+  private static let watchedGap: UInt64 = 200_000
+  private static let watchTime: UInt64 = 50_000
+
+  private let hasSeveralCPUs = sysconf(CInt(_SC_NPROCESSORS_ONLN)) > 1
   private let epoll: CInt
   private let wake: CInt
   private let registrations = Mutex<[Registration]>([])
@@ -95,6 +113,7 @@ public final class EventLoop: Sendable {
   /// Runs until ``stop()``. The body of the device thread.
   public func run() {
     var events = unsafe [epoll_event](repeating: epoll_event(), count: 64)
+    var lastWork: UInt64 = 0
     guard settle() else { return }
     while true {
       let count = unsafe events.withUnsafeMutableBufferPointer { buffer in
@@ -103,6 +122,7 @@ public final class EventLoop: Sendable {
       // EINTR is the only error a valid epoll descriptor and buffer leave possible.
       guard count > 0 else { continue }
       var woken = false
+      var busy: (any EventHandler)?
       for index in 0..<Int(count) {
         let token = unsafe withUnsafePointer(to: events[index]) { unsafe lx_epoll_token($0) }
         guard token != UInt64.max else {
@@ -111,10 +131,31 @@ public final class EventLoop: Sendable {
         }
         let registration = registrations.withLock { $0[Int(token & 0xffff_ffff)] }
         guard UInt64(registration.generation) == token >> 32 else { continue }
-        unsafe registration.handler?.ready(tag: registration.tag, events: events[index].events)
+        guard let handler = registration.handler else { continue }
+        unsafe handler.ready(tag: registration.tag, events: events[index].events)
+        if handler.polls { busy = handler }
       }
       if woken, lx_eventfd_take(wake) > 0, !settle() { return }
+      if let busy { watch(busy, &lastWork) }
     }
+  }
+
+  /// Polls a handler that works again and again, until nothing has come for a while or another descriptor is ready. A
+  /// request found this way costs the guest no exit and this thread no sleep.
+  private func watch(_ handler: any EventHandler, _ lastWork: inout UInt64) {
+    let before = lastWork
+    lastWork = lx_monotonic_ns()
+    // Work that comes rarely is waited for; on one CPU the guest needs the time itself.
+    guard hasSeveralCPUs, lastWork - before < Self.watchedGap else { return }
+    var event = unsafe epoll_event()
+    var turns = 0
+    while true {
+      let now = lx_monotonic_ns()
+      if handler.poll() { lastWork = now } else if now - lastWork > Self.watchTime { break }
+      turns &+= 1
+      if turns % 16 == 0, unsafe lx_epoll_wait(epoll, &event, 1, 0) != 0 { break }
+    }
+    handler.rest()
   }
 
   /// Does as wished, and stays here while parked; false when the loop is to end. The wish is looked at again after

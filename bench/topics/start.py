@@ -1,6 +1,6 @@
 """Time from process start to the guest's first byte, memory beyond guest RAM; beside QEMU microvm."""
 
-import os
+import tempfile
 import time
 
 from machine import Machine, minivmm, qemu
@@ -47,4 +47,5 @@ def run(options):
         Row("rss_mib", median(resident), "MiB", f"{note}: {median(their_resident):.1f} MiB", len(times), "<= 6"),
         Row("rss_vs_qemu", ratio(resident, their_resident), "×", note, len(times), "<= 0.15"),
     ]
-    return rows + [linux.first_process(options)]
+    with tempfile.TemporaryDirectory(prefix="minivmm-bench-") as folder:
+        return rows + [linux.first_process(options, folder)]

@@ -38,6 +38,7 @@ public final class BlockDevice: VirtioDevice {
 
   public var deviceID: UInt32 { DeviceID.block }
   public var queueCount: Int { 1 }
+  public var polls: Bool { true }
 
   public var features: UInt64 {
     let common = BlockFeature.segmentMax | BlockFeature.blockSize | BlockFeature.flush

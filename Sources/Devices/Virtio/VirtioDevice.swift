@@ -11,6 +11,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// Device-specific feature bits on offer; constant.
   var features: UInt64 { get }
   var queueCount: Int { get }
+  /// Whether a driver's requests follow each other closely enough to be looked for (``EventHandler/polls``).
+  var polls: Bool { get }
   /// Configuration space; bytes beyond it read as zero.
   var configuration: [UInt8] { get }
   /// Registers descriptors of the host side (tap, socket, worker) with `loop`; their events come back as ``event``.
@@ -33,6 +35,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
 }
 
 extension VirtioDevice {
+  public var polls: Bool { false }
   public func attach(to loop: EventLoop, handler: any EventHandler) throws(HostError) {}
   public func activate(features: UInt64) {}
   public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) -> Int? { nil }
@@ -75,6 +78,15 @@ public struct QueueSet: Sendable {
   public internal(set) var features: UInt64 = 0
   /// True between DRIVER_OK and reset.
   public internal(set) var running = false
+  /// True while the device thread polls the queues: drivers then need not notify.
+  var watched = false {
+    didSet {
+      guard watched, !oldValue else { return }
+      for index in queues.indices {
+        attempt((), index) { queue, memory throws(QueueError) in try queue.suspendNotifications(memory) }
+      }
+    }
+  }
   let interrupt: VirtioInterrupt
   public let mistakes: MistakeCounters
 
@@ -126,8 +138,10 @@ public struct QueueSet: Sendable {
 
   /// Asks for a notification when more than `known` chains wait; true when they do by now.
   public mutating func enableNotifications(_ index: Int, beyond known: UInt16 = 0) -> Bool {
-    attempt(false, index) { queue, memory throws(QueueError) in
-      try queue.enableNotifications(memory, beyond: known)
+    let watched = watched
+    return attempt(false, index) { queue, memory throws(QueueError) in
+      guard !watched else { return try queue.pending(memory) > known }
+      return try queue.enableNotifications(memory, beyond: known)
     }
   }
 

@@ -89,6 +89,30 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
     }
   }
 
+  public var polls: Bool { device.polls }
+
+  public func poll() -> Bool {
+    withQueues { queues in
+      queues.watched = queues.running
+      var worked = false
+      for queue in 0..<device.queueCount where queues.hasPending(queue) {
+        // What its share leaves is found the next time.
+        _ = device.process(queue: queue, &queues)
+        worked = true
+      }
+      return worked
+    }
+  }
+
+  public func rest() {
+    withQueues { queues in
+      queues.watched = false
+      for queue in 0..<device.queueCount where queues.isUsable(queue) {
+        if device.process(queue: queue, &queues) { lx_eventfd_signal(notifyDescriptors[queue]) }
+      }
+    }
+  }
+
   /// Runs `body` on the queues and, when it met a broken ring, stops the device until the driver resets it.
   private func withQueues<R: Sendable>(_ body: (inout QueueSet) -> R) -> R {
     state.withLock { state in

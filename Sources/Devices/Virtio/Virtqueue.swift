@@ -231,6 +231,15 @@ public struct Virtqueue: Sendable, Equatable {
     }
   }
 
+  /// As ``disableNotifications(_:)``, also after notifications were asked for: an event index that the driver has passed
+  /// lies a whole turn of the counter ahead.
+  func suspendNotifications(_ memory: GuestMemory) throws(QueueError) {
+    guard eventIndex else { return try disableNotifications(memory) }
+    try ring { () throws(GuestMemoryError) in
+      try memory.storeReleasing16(nextAvail &- 1, at: usedRing + SplitRing.availEventOffset(size))
+    }
+  }
+
   // MARK: In flight
 
   /// Whether chains are with the device.
