@@ -21,16 +21,29 @@ def qemu(kernel, words="", memory=64, extra=()):
     return [*QEMU, "-m", str(memory), "-kernel", kernel, "-append", words, *extra]
 
 
+def raise_priority():
+    """Above the host's other work, alike for all. With autogroup scheduling a nice value counts within its session only,
+    and the session has one of its own. Returns what undoes the latter."""
+    os.setpriority(os.PRIO_PROCESS, 0, -10)
+    group = "/proc/self/autogroup"
+    if not os.path.exists(group):
+        return lambda: None
+    with open(group) as file:
+        before = file.read().split()[-1]
+
+    def set_to(nice):
+        with open(group, "w") as file:
+            file.write(nice)
+    set_to("-10")
+    return lambda: set_to(before)
+
+
 def placed(cpus=None, clock=None):
-    """What a started process does first: a session of its own, above the host's other work, on these CPUs. The time at
-    which it becomes its program goes to the descriptor `clock`."""
+    """What a started process does first: a session of its own, its priority, its CPUs. The time at which it becomes its
+    program goes to the descriptor `clock`."""
     def place():
         os.setsid()
-        # With autogroup scheduling a process's nice value counts within its session only.
-        if os.path.exists("/proc/self/autogroup"):
-            with open("/proc/self/autogroup", "w") as file:
-                file.write("-10")
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
+        raise_priority()
         if cpus is not None:
             os.sched_setaffinity(0, cpus)
         if clock is not None:

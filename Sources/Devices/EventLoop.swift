@@ -113,7 +113,7 @@ public final class EventLoop: Sendable {
   /// Runs until ``stop()``. The body of the device thread.
   public func run() {
     var events = unsafe [epoll_event](repeating: epoll_event(), count: 64)
-    var lastWork: UInt64 = 0
+    var recent = Recent()
     guard settle() else { return }
     while true {
       let count = unsafe events.withUnsafeMutableBufferPointer { buffer in
@@ -136,26 +136,44 @@ public final class EventLoop: Sendable {
         if handler.polls { busy = handler }
       }
       if woken, lx_eventfd_take(wake) > 0, !settle() { return }
-      if let busy { watch(busy, &lastWork) }
+      if let busy { watch(busy, &recent) }
     }
   }
 
   /// Polls a handler that works again and again, until nothing has come for a while or another descriptor is ready. A
   /// request found this way costs the guest no exit and this thread no sleep.
-  private func watch(_ handler: any EventHandler, _ lastWork: inout UInt64) {
-    let before = lastWork
-    lastWork = lx_monotonic_ns()
+  private func watch(_ handler: any EventHandler, _ recent: inout Recent) {
+    let before = recent.work
+    recent.work = lx_monotonic_ns()
     // Work that comes rarely is waited for; on one CPU the guest needs the time itself.
-    guard hasSeveralCPUs, lastWork - before < Self.watchedGap else { return }
+    guard hasSeveralCPUs, recent.work - before < Self.watchedGap else { return }
+    guard recent.skips == 0 else { return recent.skips -= 1 }
     var event = unsafe epoll_event()
     var turns = 0
+    var found = false
     while true {
       let now = lx_monotonic_ns()
-      if handler.poll() { lastWork = now } else if now - lastWork > Self.watchTime { break }
+      if handler.poll() {
+        recent.work = now
+        found = true
+      } else if now - recent.work > Self.watchTime {
+        break
+      }
       turns &+= 1
       if turns % 16 == 0, unsafe lx_epoll_wait(epoll, &event, 1, 0) != 0 { break }
     }
     handler.rest()
+    // In vain: perhaps the guest can't run while we look, because other work has the host's other CPUs.
+    recent.misses = found ? 0 : min(recent.misses + 1, 8)
+    recent.skips = found ? 0 : 1 << recent.misses
+  }
+
+  private struct Recent {
+    /// When a polled handler last worked.
+    var work: UInt64 = 0
+    /// Times in a row that looking found nothing, and how many chances to look are let pass because of that.
+    var misses = 0
+    var skips = 0
   }
 
   /// Does as wished, and stays here while parked; false when the loop is to end. The wish is looked at again after

@@ -102,7 +102,7 @@ int main(int argc, char **argv) {
   set_up_cpu(kvm, cpu, load(argv[1]));
 
   struct kvm_msi msi = {.address_lo = 0xfee00000, .data = 0x30};
-  setvbuf(stdout, NULL, _IOLBF, 0);
+  setvbuf(stdout, NULL, _IONBF, 0);
   for (;;) {
     check(ioctl(cpu, KVM_RUN, 0), "KVM_RUN");
     uint8_t *data = (uint8_t *)run + run->io.data_offset;
