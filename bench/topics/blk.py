@@ -64,7 +64,7 @@ def run(options):
             def theirs(way):
                 return load(qemu(options.lab, words, extra=qemu_disk(disk, way)))
 
-            tried = {way: theirs(way)[0] for way in WAYS}
+            tried = {way: max(theirs(way)[0] for _ in range(2)) for way in WAYS}
             best = max(tried, key=tried.get)
             a, b = pairs(options.rounds, ours, lambda: theirs(best))
             rows.append(Row(
