@@ -75,7 +75,7 @@ enum MPTable {
       pointer.put(UInt8(1))  // paragraphs
       pointer.put(UInt8(4))
       pointer.put(UInt8(0))  // checksum, below
-      pointer.zeros(5)  // a table follows; PIC mode not implemented (virtual wire)
+      pointer.zeros(5)  // a configuration table follows; virtual wire mode, no IMCR
     }
     pointer[10] = checksum(pointer)
     try memory.put(pointer + header + entries, at: BootLayout.mpTable)
