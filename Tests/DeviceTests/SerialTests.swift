@@ -160,6 +160,28 @@ private enum Register {
     close(ends[1])
   }
 
+  /// epoll tells of a pipe without a reader whether asked or not: it must not be listened to while nothing waits.
+  @Test(.timeLimit(.minutes(1))) func output_readerGone_costsNoTime() throws {
+    var ends: [CInt] = [0, 0]
+    #expect(unsafe pipe(&ends) == 0)
+    signal(SIGPIPE, SIG_IGN)
+    try serial.attach(to: loop, sink: DescriptorSink(ends[1]))
+    let spent = Mutex(0)
+    let thread = try HostThread.start(name: "device") { [loop] in
+      loop.run()
+      var time = timespec()
+      unsafe clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
+      spent.withLock { [time] in $0 = time.tv_sec * 1000 + time.tv_nsec / 1_000_000 }
+    }
+    close(ends[0])
+    for _ in 0..<1000 { write(Register.data, 0x41) }
+    usleep(300_000)  // as long as a loop that spins would need to show itself
+    loop.stop()
+    thread.join()
+    #expect(spent.withLock { $0 } < 100, "milliseconds of the device thread")
+    close(ends[1])
+  }
+
   @Test func input_arrivesInOrderAndDataReadyFollows() {
     #expect(read(Register.lineStatus) & 1 == 0)
     #expect(read(Register.data) == 0)

@@ -21,7 +21,7 @@ def first_reply(options, snapshot, disk, space):
     """Milliseconds from exec of `minivmm restore` to the first answer of the guest's store."""
     command = [options.minivmm, "restore", snapshot, "--disk", disk, *network.MINIVMM]
     with Machine(command, namespace=space.name) as machine:
-        replied = float(output([f"{options.programs}/tcp_ping", network.GUEST, "6379"], 30, namespace=space.name))
+        replied = float(output([f"{options.programs}/tcp_ping", "tap0", network.GUEST, "6379"], 30, namespace=space.name))
         return (replied - machine.started) * 1000
 
 
@@ -36,7 +36,7 @@ def run(options):
         pauses = []
         with Machine(command, namespace=space.name) as machine:
             machine.wait_for(linux.SERVING, 240)
-            output([f"{options.programs}/tcp_ping", network.GUEST, "6379"], 30, namespace=space.name)
+            output([f"{options.programs}/tcp_ping", "tap0", network.GUEST, "6379"], 30, namespace=space.name)
             for index in range(rounds):
                 last = ["--stay-paused"] if index == rounds - 1 else []
                 text = output([options.minivmm, "snapshot", "--control", control, *last, file], 60)

@@ -69,15 +69,23 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
   /// Connects the output side. Before the guest runs.
   public func attach(to loop: EventLoop, sink: any ConsoleSink) throws(HostError) {
     _ = try loop.register(outputWaits, events: EPOLLIN.rawValue, handler: self, tag: Self.outputTag)
-    var source: EventLoop.Source?
-    if let descriptor = sink.waitDescriptor {
-      // A regular file can't be waited for (EPERM), and need not be.
-      source = try? loop.register(descriptor, events: 0, handler: self, tag: Self.sinkTag)
-    }
     state.withLock { state in
       state.sink = sink
       state.loop = loop
-      state.sinkSource = source
+    }
+  }
+
+  /// Whether to be told when the sink takes more. It is registered only while it is waited for: a pipe whose reader has
+  /// gone, or a terminal that hung up, would be reported without end.
+  private func waitForSink(_ waits: Bool, _ state: inout State) {
+    guard waits != (state.sinkSource != nil), let loop = state.loop else { return }
+    if let source = state.sinkSource {
+      loop.unregister(source)
+      state.sinkSource = nil
+    } else if let descriptor = state.sink?.waitDescriptor {
+      // A regular file can't be waited for (EPERM), and need not be.
+      state.sinkSource = try? loop.register(
+        descriptor, events: EPOLLOUT.rawValue, handler: self, tag: Self.sinkTag)
     }
   }
 
@@ -127,9 +135,9 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
         bytes.removeFirst(written)
         bytes.append(contentsOf: state.output)
         swap(&bytes, &state.output)
-        if let source = state.sinkSource { state.loop?.setInterest(source, events: EPOLLOUT.rawValue) }
+        waitForSink(true, &state)
       } else {
-        if let source = state.sinkSource { state.loop?.setInterest(source, events: 0) }
+        waitForSink(false, &state)
         if state.output.isEmpty {
           bytes.removeAll(keepingCapacity: true)
           swap(&bytes, &state.output)
