@@ -25,6 +25,10 @@ class Namespace:
     def __exit__(self, *_):
         self._ip("netns", "delete", self.name)
 
+    def keep_neighbour(self, address):
+        """Its Ethernet address, known now, is not asked for again."""
+        self._ip("-n", self.name, *f"neighbour change {address} dev tap0 nud permanent".split())
+
     @staticmethod
     def _ip(*words):
         subprocess.run(["ip", *words], check=True)

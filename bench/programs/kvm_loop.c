@@ -89,11 +89,11 @@ int main(int argc, char **argv) {
   ram = mmap(NULL, ram_size, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
   if (ram == MAP_FAILED) err(1, "mmap of RAM");
   check(ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000), "KVM_SET_TSS_ADDR");
+  struct kvm_userspace_memory_region slot = {.memory_size = ram_size, .userspace_addr = (uintptr_t)ram};
+  check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot), "KVM_SET_USER_MEMORY_REGION");
   check(ioctl(vm, KVM_CREATE_IRQCHIP, 0), "KVM_CREATE_IRQCHIP");
   struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
   check(ioctl(vm, KVM_CREATE_PIT2, &pit), "KVM_CREATE_PIT2");
-  struct kvm_userspace_memory_region slot = {.memory_size = ram_size, .userspace_addr = (uintptr_t)ram};
-  check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot), "KVM_SET_USER_MEMORY_REGION");
   int cpu = check(ioctl(vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
   int size = check(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
   struct kvm_run *run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, cpu, 0);

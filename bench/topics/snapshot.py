@@ -1,10 +1,11 @@
 """Snapshot of the booted Linux guest: pause, size, and restore to redis-server's first reply."""
 
 import os
+import subprocess
 import tempfile
 
 import network
-from machine import Machine, output
+from machine import Machine, inside, output
 from measure import Row, Unavailable, median
 from topics import linux
 
@@ -12,17 +13,42 @@ NAME = "snapshot"
 ROWS = ["snapshot_pause_ms", "snapshot_mib", "restore_first_reply_ms"]
 
 
+class Client:
+    """Connections to redis-server, made before the snapshot: what a guest's clients have when it comes back. One each
+    for the restores, as every restore takes the guest back to the same point of all of them."""
+
+    def __init__(self, options, space, connections):
+        command = [f"{options.programs}/redis_hold", "tap0", network.GUEST, "6379", str(connections)]
+        self.process = subprocess.Popen(inside(space.name, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.answer()
+        # An address learnt by ARP is forgotten when the tap has no VMM, and asking again would be the guest's work.
+        space.keep_neighbour(network.GUEST)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    def answer(self):
+        line = self.process.stdout.readline().decode().strip()
+        if not line:
+            raise Unavailable("redis_hold ended before its answer")
+        return line
+
+    def first_reply(self, options, snapshot, disk, space):
+        """Milliseconds from exec of `minivmm restore` to the answer on the next connection."""
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        command = [options.minivmm, "restore", snapshot, "--disk", disk, *network.MINIVMM]
+        with Machine(command, namespace=space.name) as machine:
+            return (float(self.answer()) - machine.started) * 1000
+
+
 def paused_by_status(text):
     """Milliseconds from `minivmm snapshot`'s line "…, guest paused for 12.3 ms"."""
     return float(text.rsplit("paused for", 1)[1].split()[0])
-
-
-def first_reply(options, snapshot, disk, space):
-    """Milliseconds from exec of `minivmm restore` to the first answer of the guest's store."""
-    command = [options.minivmm, "restore", snapshot, "--disk", disk, *network.MINIVMM]
-    with Machine(command, namespace=space.name) as machine:
-        replied = float(output([f"{options.programs}/tcp_ping", "tap0", network.GUEST, "6379"], 30, namespace=space.name))
-        return (replied - machine.started) * 1000
 
 
 def run(options):
@@ -36,15 +62,17 @@ def run(options):
         pauses = []
         with Machine(command, namespace=space.name) as machine:
             machine.wait_for(linux.SERVING, 240)
-            output([f"{options.programs}/tcp_ping", "tap0", network.GUEST, "6379"], 30, namespace=space.name)
+            client = Client(options, space, rounds)
             for index in range(rounds):
                 last = ["--stay-paused"] if index == rounds - 1 else []
                 text = output([options.minivmm, "snapshot", "--control", control, *last, file], 60)
                 pauses.append(paused_by_status(text))
         size = os.path.getsize(file) / (1 << 20)
-        replies = [first_reply(options, file, disk, space) for _ in range(rounds)]
+        with client:
+            replies = [client.first_reply(options, file, disk, space) for _ in range(rounds)]
     return [
         Row("snapshot_pause_ms", median(pauses), "ms", "kick, save and copy; 128 MiB of RAM", rounds),
         Row("snapshot_mib", size, "MiB", "zero pages left out", 1),
-        Row("restore_first_reply_ms", median(replies), "ms", "exec to redis-server's first PONG", rounds, "<= 70"),
+        Row("restore_first_reply_ms", median(replies), "ms", "exec to redis-server's PONG on an old connection", rounds,
+            "<= 70"),
     ]

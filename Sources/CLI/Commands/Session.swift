@@ -59,6 +59,8 @@ final class Session: Sendable {
     }
     if let user = settings.user { try dropPrivileges(to: user) }
     try assembled.machine.start()
+    // What only the start needed goes back to the host once the threads have got to their loops.
+    HostThread.waitReadable(assembled.machine.endDescriptor, timeoutMilliseconds: 20)
     lx_release_program_pages()
     try assembled.filters.load(.control)
     loop.run()

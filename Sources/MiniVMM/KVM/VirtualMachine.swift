@@ -19,13 +19,15 @@ final class VirtualMachine: Sendable {
     self.memory = memory
     try descriptor.set(.setIdentityMapAddress, Self.identityMapAddress)
     try descriptor.call(.setTSSAddress, Self.tssAddress)
+    // Before the interrupt chips: they start an SRCU grace period that the first memslot after them would wait out, 4 to
+    // 9 ms.
+    try mapMemory(logDirtyPages: false)
     try descriptor.call(.createIRQChip)
     // The guest reads port 0x61 to calibrate; a real speaker gate would make it an exit of ours.
     var pit = kvm_pit_config()
     pit.flags = UInt32(KVM_PIT_SPEAKER_DUMMY)
     try descriptor.set(.createPIT2, pit)
     try maskPICs()
-    try mapMemory(logDirtyPages: false)
   }
 
   /// Leaves both PICs masked, as firmware does: unmasked and not initialised they would deliver device interrupts, which

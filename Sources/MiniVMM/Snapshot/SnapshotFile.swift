@@ -6,6 +6,8 @@ public import GuestMemory
 public enum SnapshotError: Error, Equatable, Sendable {
   case write(errno: Int32)
   case read(errno: Int32)
+  /// Guest RAM took no more: the host is out of memory.
+  case memory(errno: Int32)
   case notASnapshot
   case unsupportedVersion(UInt32)
   /// Ends before its own end mark.
@@ -23,6 +25,8 @@ extension SnapshotError: CustomStringConvertible {
     case .write(let error):
       "cannot write the snapshot: \(unsafe String(cString: lx_strerror(error))); free space or choose another place"
     case .read(let error): "cannot read the snapshot: \(unsafe String(cString: lx_strerror(error)))"
+    case .memory(let error):
+      "cannot fill guest RAM: \(unsafe String(cString: lx_strerror(error))); free memory on this host"
     case .notASnapshot: "this is not a minivmm snapshot; give a file that `minivmm snapshot` wrote"
     case .unsupportedVersion(let version):
       "snapshot format \(version) is not read by this build (it reads \(SnapshotFile.version)); take the snapshot again"
@@ -106,16 +110,24 @@ public enum SnapshotFile {
       throw .memorySize(saved: header.memorySize, machine: memory.size)
     }
     let state = try input.bytes(Int(header.stateSize))
-    let mapping = unsafe memory.mapping
     let pages = UInt64(memory.pageCount)
+    // Written to the memfd rather than read into its mapping: that costs no page fault, and no zeroing of what is
+    // overwritten at once.
+    var piece = [UInt8](repeating: 0, count: 64 * 4096)
     while true {
       let run = try input.bytes(16)
       let first = number(UInt64.self, run, 0)
       let count = number(UInt64.self, run, 8)
       if first == endMark, count == 0 { break }
       guard first < pages, count > 0, count <= pages - first else { throw .badPageRun(first: first, count: count) }
-      try unsafe input.read(
-        into: UnsafeMutableRawBufferPointer(rebasing: mapping[Int(first) * 4096..<Int(first + count) * 4096]))
+      var offset = Int64(first) * 4096
+      let end = Int64(first + count) * 4096
+      while offset < end {
+        let size = min(piece.count, Int(end - offset))
+        try input.read(into: &piece, count: size)
+        try fill(memory, at: offset, with: piece[..<size])
+        offset += Int64(size)
+      }
       memory.dirty.insert(first: Int(first), last: Int(first + count) - 1)
     }
     let expected = input.checksum
@@ -139,6 +151,20 @@ public enum SnapshotFile {
   }
 
   // MARK: Pieces
+
+  private static func fill(_ memory: GuestMemory, at offset: Int64, with bytes: ArraySlice<UInt8>) throws(SnapshotError)
+  {
+    var rest = bytes
+    while !rest.isEmpty {
+      let position = offset + Int64(bytes.count - rest.count)
+      let written = unsafe rest.withUnsafeBytes { source in
+        unsafe lx_pwrite(memory.descriptor, source.baseAddress, source.count, position)
+      }
+      if written == -Int(EINTR) { continue }
+      guard written > 0 else { throw .memory(errno: written == 0 ? EIO : Int32(truncatingIfNeeded: -written)) }
+      rest.removeFirst(written)
+    }
+  }
 
   /// The next pages from `page` on that the memfd holds at all; holes read as zeros.
   private static func nextData(_ memory: GuestMemory, from page: Int) -> Range<Int>? {
@@ -200,15 +226,22 @@ public enum SnapshotFile {
 
     mutating func bytes(_ count: Int) throws(SnapshotError) -> [UInt8] {
       var bytes = [UInt8](repeating: 0, count: count)
-      var failure: SnapshotError?
-      unsafe bytes.withUnsafeMutableBytes { target in
-        do throws(SnapshotError) { try unsafe read(into: target) } catch { failure = error }
-      }
-      if let failure { throw failure }
+      try read(into: &bytes, count: count)
       return bytes
     }
 
-    mutating func read(into target: UnsafeMutableRawBufferPointer) throws(SnapshotError) {
+    /// Fills the first `count` bytes.
+    mutating func read(into bytes: inout [UInt8], count: Int) throws(SnapshotError) {
+      var failure: SnapshotError?
+      unsafe bytes.withUnsafeMutableBytes { target in
+        do throws(SnapshotError) {
+          try unsafe read(into: UnsafeMutableRawBufferPointer(rebasing: target[..<count]))
+        } catch { failure = error }
+      }
+      if let failure { throw failure }
+    }
+
+    private mutating func read(into target: UnsafeMutableRawBufferPointer) throws(SnapshotError) {
       guard let base = target.baseAddress else { return }
       var done = 0
       while done < target.count {
