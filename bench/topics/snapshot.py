@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+import time
 
 import network
 from machine import Machine, inside, output
@@ -37,11 +38,21 @@ class Client:
             raise Unavailable("redis_hold ended before its answer")
         return line
 
-    def first_reply(self, options, snapshot, disk, space):
-        """Milliseconds from exec of `minivmm restore` to the answer on the next connection."""
+    def ask(self):
+        """PING on the next connection, once there is a VMM on the tap."""
         self.process.stdin.write(b"\n")
         self.process.stdin.flush()
+
+    def round_trip(self):
+        """Milliseconds of one PING of the running guest."""
+        asked = time.monotonic()
+        self.ask()
+        return (float(self.answer()) - asked) * 1000
+
+    def first_reply(self, options, snapshot, disk, space):
+        """Milliseconds from exec of `minivmm restore` to the answer on the next connection."""
         command = [options.minivmm, "restore", snapshot, "--disk", disk, *network.MINIVMM]
+        self.ask()
         with Machine(command, namespace=space.name) as machine:
             return (float(self.answer()) - machine.started) * 1000
 
@@ -62,7 +73,8 @@ def run(options):
         pauses = []
         with Machine(command, namespace=space.name) as machine:
             machine.wait_for(linux.SERVING, 240)
-            client = Client(options, space, rounds)
+            client = Client(options, space, 2 * rounds)
+            round_trip = median(client.round_trip() for _ in range(rounds))
             for index in range(rounds):
                 last = ["--stay-paused"] if index == rounds - 1 else []
                 text = output([options.minivmm, "snapshot", "--control", control, *last, file], 60)
@@ -73,6 +85,6 @@ def run(options):
     return [
         Row("snapshot_pause_ms", median(pauses), "ms", "kick, save and copy; 128 MiB of RAM", rounds),
         Row("snapshot_mib", size, "MiB", "zero pages left out", 1),
-        Row("restore_first_reply_ms", median(replies), "ms", "exec to redis-server's PONG on an old connection", rounds,
-            "<= 70"),
+        Row("restore_first_reply_ms", median(replies), "ms",
+            f"exec to a PONG of redis-server, which takes {round_trip:.0f} ms of the guest at any time", rounds, "<= 70"),
     ]
