@@ -35,6 +35,8 @@ let package = Package(
       name: "Devices", dependencies: ["GuestMemory", "StateCodec", "VirtioLayout", "CLinux"],
       path: "Sources/Devices", swiftSettings: settings),
     .target(
+      name: "Replication", dependencies: ["StateCodec", "CLinux"], path: "Sources/Replication", swiftSettings: settings),
+    .target(
       name: "MiniVMM", dependencies: ["Devices", "GuestMemory", "StateCodec", "CKVM", "CLinux", "CElf", "CSeccomp"],
       path: "Sources/MiniVMM", swiftSettings: settings),
     .executableTarget(
@@ -60,5 +62,8 @@ let package = Package(
     .testTarget(
       name: "MiniVMMTests", dependencies: ["MiniVMM", "Devices", "GuestMemory", "StateCodec", "CLinux", "CKVM"],
       path: "Tests/MiniVMMTests", swiftSettings: settings),
+    .testTarget(
+      name: "ReplicationTests", dependencies: ["Replication", "StateCodec", "CLinux"],
+      path: "Tests/ReplicationTests", swiftSettings: settings),
   ]
 )

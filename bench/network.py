@@ -29,6 +29,12 @@ class Namespace:
         """Its Ethernet address, known now, is not asked for again."""
         self._ip("-n", self.name, *f"neighbour change {address} dev tap0 nud permanent".split())
 
+    def set_neighbour(self, address, mac):
+        self._ip("-n", self.name, *f"neighbour replace {address} lladdr {mac} dev tap0 nud permanent".split())
+
+    def forget_neighbour(self, address):
+        self._ip("-n", self.name, *f"neighbour delete {address} dev tap0".split())
+
     @staticmethod
     def _ip(*words):
         subprocess.run(["ip", *words], check=True)

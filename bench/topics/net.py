@@ -7,7 +7,8 @@ from machine import Machine, minivmm, output, qemu
 from measure import Row, median, pairs, ratio
 
 NAME = "net"
-ROWS = ["net_64_vs_qemu", "net_1400_vs_qemu", "net_p50_us", "net_p99_us", "net_p50_vs_qemu", "net_p99_vs_qemu"]
+ROWS = ["net_64_vs_qemu", "net_1400_vs_qemu", "net_p50_us", "net_p99_us", "net_p50_vs_qemu", "net_p99_vs_qemu",
+        "net_64_vs_floor"]
 WINDOW = 32
 
 
@@ -27,10 +28,20 @@ def run(options):
                 echo(64, 1)  # ARP, and pages touched
                 return {"64": echo(64, WINDOW), "1400": echo(1400, WINDOW), "one": echo(64, 1)}
 
-        ours, theirs = pairs(
+        def floor():
+            """Echoes a second of a loop in C on the tap, with no guest at all."""
+            space.set_neighbour(network.GUEST, "02:00:00:00:00:01")
+            with Machine([f"{options.programs}/tap_echo", "tap0"], namespace=space.name) as loop:
+                loop.wait_for("ready", 5)
+                rate = echo(64, WINDOW)[0]
+            space.forget_neighbour(network.GUEST)
+            return rate
+
+        ours, theirs, floors = pairs(
             options.rounds,
             lambda: measure(minivmm(options, options.lab, words, extra=network.MINIVMM)),
-            lambda: measure(qemu(options.lab, words, extra=network.QEMU)))
+            lambda: measure(qemu(options.lab, words, extra=network.QEMU)),
+            floor)
 
     def row(name, kind, index, unit, target=None, relative=True):
         a, b = ([result[kind][index] for result in side] for side in (ours, theirs))
@@ -46,4 +57,6 @@ def run(options):
         row("net_p99_us", "one", 2, " µs", relative=False),
         row("net_p50_vs_qemu", "one", 1, " µs"),
         row("net_p99_vs_qemu", "one", 2, " µs"),
+        Row("net_64_vs_floor", ratio([result["64"][0] for result in ours], floors), "×",
+            f"a C loop on the tap without a guest {median(floors):.0f}/s", len(floors)),
     ]

@@ -1,0 +1,68 @@
+import Replication
+import Testing
+
+@Suite("Release rule") struct ReleasePolicyTests {
+  /// One row of the rule's table: a frame of epoch 5, given 10 frames of input.
+  struct Row: Sendable, CustomTestStringConvertible {
+    let why: String
+    let mode: ReplicationMode
+    var comparison = OutputFacts.Comparison.pending
+    let received: UInt64
+    let acknowledged: UInt64
+    let verdict: ReleasePolicy.Verdict
+    var testDescription: String { "\(mode): \(why)" }
+  }
+
+  static let rows = [
+    Row(why: "unprotected", mode: .none, received: 0, acknowledged: 0, verdict: .release),
+    Row(why: "its checkpoint is not received", mode: .remus, received: 4, acknowledged: 10, verdict: .hold),
+    Row(why: "its checkpoint is received", mode: .remus, received: 5, acknowledged: 10, verdict: .release),
+    Row(why: "a later checkpoint covers it too", mode: .remus, received: 6, acknowledged: 99, verdict: .release),
+    Row(
+      why: "equal output does not count", mode: .remus, comparison: .equal, received: 4, acknowledged: 10,
+      verdict: .hold),
+    Row(why: "input missing, whatever the checkpoint", mode: .remus, received: 5, acknowledged: 9, verdict: .hold),
+    Row(why: "nothing to compare with yet", mode: .colo, received: 4, acknowledged: 10, verdict: .hold),
+    Row(why: "the same from both", mode: .colo, comparison: .equal, received: 4, acknowledged: 10, verdict: .release),
+    Row(
+      why: "the same before any checkpoint", mode: .colo, comparison: .equal, received: 0, acknowledged: 10,
+      verdict: .release),
+    Row(
+      why: "equal, but an ACK of input the other lacks", mode: .colo, comparison: .equal, received: 4, acknowledged: 9,
+      verdict: .hold),
+    Row(
+      why: "different", mode: .colo, comparison: .different, received: 4, acknowledged: 10, verdict: .holdForCheckpoint),
+    Row(
+      why: "different, then covered", mode: .colo, comparison: .different, received: 5, acknowledged: 10,
+      verdict: .release),
+    Row(why: "silent secondary, then covered", mode: .colo, received: 5, acknowledged: 10, verdict: .release),
+    Row(why: "covered, but an ACK of input the other lacks", mode: .colo, received: 5, acknowledged: 9, verdict: .hold),
+  ]
+
+  @Test(arguments: rows) func verdict(row: Row) {
+    let facts = OutputFacts(epoch: 5, inputGiven: 10, comparison: row.comparison)
+    let secondary = SecondaryProgress(received: row.received, inputAcknowledged: row.acknowledged)
+    #expect(ReleasePolicy.verdict(facts, mode: row.mode, secondary: secondary) == row.verdict)
+  }
+
+  /// What is released stays released: progress of the secondary never turns a release into a hold.
+  @Test(arguments: ReplicationMode.allCases) func release_isMonotonic(mode: ReplicationMode) {
+    for comparison in [OutputFacts.Comparison.pending, .equal, .different] {
+      for epoch in 1...4 as ClosedRange<UInt64> {
+        for given in 0...4 as ClosedRange<UInt64> {
+          let facts = OutputFacts(epoch: epoch, inputGiven: given, comparison: comparison)
+          for received in 0...4 as ClosedRange<UInt64> {
+            for acknowledged in 0...4 as ClosedRange<UInt64> {
+              let now = SecondaryProgress(received: received, inputAcknowledged: acknowledged)
+              guard ReleasePolicy.verdict(facts, mode: mode, secondary: now) == .release else { continue }
+              for later in [
+                SecondaryProgress(received: received + 1, inputAcknowledged: acknowledged),
+                SecondaryProgress(received: received, inputAcknowledged: acknowledged + 1),
+              ] { #expect(ReleasePolicy.verdict(facts, mode: mode, secondary: later) == .release) }
+            }
+          }
+        }
+      }
+    }
+  }
+}
