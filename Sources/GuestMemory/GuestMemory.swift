@@ -56,22 +56,41 @@ extension GuestMemoryError: CustomStringConvertible {
   /// Pages written by the VMM since the last harvest, by page index in the file.
   public let dirty: DirtyPages
   private nonisolated(unsafe) let base: UnsafeMutableRawPointer
+  /// The memfd itself, where ``base`` is a private view of it; nil where ``base`` is the memfd.
+  nonisolated(unsafe) let checkpoint: UnsafeMutableRawPointer?
 
   /// Makes `size` bytes of zeroed RAM.
-  public init(size: UInt64) throws(GuestMemoryError) {
+  /// - Parameter rollsBack: the guest gets a private view: what it, or a device, writes stays out of the memfd, and
+  ///   ``rollBack(_:)`` forgets it. For a secondary, whose memfd holds the last checkpoint; what that costs is a copy of
+  ///   the pages that were written, not of all RAM.
+  public init(size: UInt64, rollsBack: Bool = false) throws(GuestMemoryError) {
     guard size >= 1 << 20, size <= Self.maximumSize, size % Self.pageSize == 0 else { throw .badSize(size) }
     let fd = unsafe lx_memfd("guest-ram", size)
     guard fd >= 0 else { throw .system(operation: "memfd_create", errno: -fd) }
     var error: CInt = 0
     guard
-      let base = unsafe lx_mmap(
+      let shared = unsafe lx_mmap(
         Int(size), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0, &error)
     else {
       lx_close(fd)
       throw .system(operation: "mmap", errno: error)
     }
+    if rollsBack {
+      guard
+        let view = unsafe lx_mmap(
+          Int(size), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0, &error)
+      else {
+        unsafe lx_munmap(shared, Int(size))
+        lx_close(fd)
+        throw .system(operation: "mmap", errno: error)
+      }
+      unsafe base = view
+      unsafe checkpoint = shared
+    } else {
+      unsafe base = shared
+      unsafe checkpoint = nil
+    }
     self.size = size
-    unsafe self.base = base
     descriptor = fd
     let lowSize = min(size, Self.holeStart)
     low = Region(start: 0, size: lowSize, fileOffset: 0)
@@ -81,6 +100,7 @@ extension GuestMemoryError: CustomStringConvertible {
 
   deinit {
     unsafe lx_munmap(base, Int(size))
+    if let checkpoint = unsafe checkpoint { unsafe lx_munmap(checkpoint, Int(size)) }
     lx_close(descriptor)
   }
 

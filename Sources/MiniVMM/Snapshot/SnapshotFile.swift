@@ -169,6 +169,8 @@ public enum SnapshotFile {
   /// The next pages from `page` on that the memfd holds at all; holes read as zeros.
   private static func nextData(_ memory: GuestMemory, from page: Int) -> Range<Int>? {
     guard page < memory.pageCount else { return nil }
+    // A private view's pages need not be in the file.
+    guard !memory.rollsBack else { return page..<memory.pageCount }
     let start = lx_lseek(memory.descriptor, Int64(page) * 4096, SEEK_DATA)
     guard start >= 0 else { return nil }
     let end = lx_lseek(memory.descriptor, start, SEEK_HOLE)

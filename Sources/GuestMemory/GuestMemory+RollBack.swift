@@ -1,0 +1,52 @@
+internal import CLinux
+internal import Glibc
+
+/// RAM of a secondary: the memfd holds a checkpoint, and the guest writes into a private view of it.
+extension GuestMemory {
+  public var rollsBack: Bool { unsafe checkpoint != nil }
+
+  /// Puts a page of a checkpoint into the memfd. The guest's view follows at once where it has not written the page, and
+  /// at ``rollBack(_:)`` where it has. The machine stands still, or has not written the page.
+  /// - Parameter page: index in the memfd; out of range, it is refused with false.
+  public func setCheckpointPage(_ page: Int, _ contents: UnsafeRawBufferPointer) -> Bool {
+    guard let checkpoint = unsafe checkpoint, page >= 0, page < pageCount, contents.count == Int(Self.pageSize),
+      let source = contents.baseAddress
+    else { return false }
+    unsafe memcpy(checkpoint + page * Int(Self.pageSize), source, contents.count)
+    return true
+  }
+
+  /// A page of the checkpoint, to apply a delta to. Out of range, nil.
+  public func checkpointPage(_ page: Int) -> UnsafeMutableRawBufferPointer? {
+    guard let checkpoint = unsafe checkpoint, page >= 0, page < pageCount else { return nil }
+    return unsafe UnsafeMutableRawBufferPointer(
+      start: checkpoint + page * Int(Self.pageSize), count: Int(Self.pageSize))
+  }
+
+  /// Forgets what the guest and its devices wrote to these pages: they read as the checkpoint again. The machine stands
+  /// still; KVM's translations of page tables among them are stale afterwards on hosts that shadow them.
+  /// - Returns: 0 or an errno.
+  public func rollBack(_ pages: PageSet) -> CInt {
+    guard rollsBack else { return EINVAL }
+    var failure: CInt = 0
+    var run = 0..<0
+    let forget: (Range<Int>) -> Void = { run in
+      guard !run.isEmpty else { return }
+      let result = unsafe lx_madvise(
+        self.mapping.baseAddress.map { unsafe $0 + run.lowerBound * Int(Self.pageSize) },
+        run.count * Int(Self.pageSize),
+        MADV_DONTNEED)
+      if result < 0 { failure = -result }
+    }
+    pages.forEach { page in
+      if page == run.upperBound {
+        run = run.lowerBound..<page + 1
+      } else {
+        forget(run)
+        run = page..<page + 1
+      }
+    }
+    forget(run)
+    return failure
+  }
+}
