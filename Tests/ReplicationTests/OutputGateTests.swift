@@ -1,0 +1,238 @@
+import Replication
+import Synchronization
+import Testing
+
+@Suite("Output gate") struct OutputGateTests {
+  /// The host side of a gate: what left, in order, and whether it takes more.
+  final class Wire: Sendable {
+    let left = Mutex<[UInt8]>([])
+    let room = Mutex(Int.max)
+    let time = Mutex<UInt64>(0)
+
+    func gate(_ mode: ReplicationMode, frames: Int = 100, bytes: Int = 1 << 20) -> OutputGate {
+      OutputGate(
+        mode: mode, frameLimit: frames, byteLimit: bytes, clock: { self.time.withLock { $0 } },
+        send: { frame in
+          let fits = self.room.withLock { room in
+            guard room > 0 else { return false }
+            room -= 1
+            return true
+          }
+          if fits { self.left.withLock { $0.append(frame[0]) } }
+          return fits
+        })
+    }
+    var sent: [UInt8] { left.withLock { $0 } }
+  }
+
+  let wire = Wire()
+
+  private func put(_ gate: OutputGate, _ name: UInt8, flow: UInt64 = 1, inputGiven: UInt64 = 0) -> UInt64? {
+    let result = unsafe [name, 0, 0].withUnsafeBytes { unsafe gate.put($0, flow: flow, inputGiven: inputGiven) }
+    guard case .admitted(let token) = result else { return nil }
+    return token
+  }
+
+  @Test func unprotected_leavesAtOnce() {
+    let gate = wire.gate(.colo)
+    _ = put(gate, 1, inputGiven: 9)
+    #expect(wire.sent == [1])
+    #expect(gate.counters.atOnce == 1)
+  }
+
+  @Test func remus_leavesWithItsCheckpointAndNotBefore() {
+    let gate = wire.gate(.remus)
+    gate.protect()
+    gate.inputAcknowledged(100)
+    let first = put(gate, 1)
+    #expect(gate.cut() == 1)
+    _ = put(gate, 2)
+    gate.compared([first ?? 0], .equal)
+    #expect(wire.sent == [])
+    gate.received(1)
+    #expect(wire.sent == [1], "what came after the cut belongs to the next epoch")
+    #expect(gate.cut() == 2)
+    gate.received(2)
+    #expect(wire.sent == [1, 2])
+    #expect(gate.counters.checkpointed == 2)
+  }
+
+  @Test func colo_equalOutputLeaves_inTheOrderOfItsFlow() throws {
+    let gate = wire.gate(.colo)
+    gate.protect()
+    let a = try #require(put(gate, 1, flow: 7))
+    let b = try #require(put(gate, 2, flow: 7))
+    let c = try #require(put(gate, 3, flow: 8))
+    gate.compared([b], .equal)
+    #expect(wire.sent == [], "an earlier frame of its flow waits")
+    gate.compared([c], .equal)
+    #expect(wire.sent == [3], "another flow does not")
+    gate.compared([a], .equal)
+    #expect(wire.sent == [3, 1, 2])
+    #expect(gate.counters.equal == 3)
+  }
+
+  @Test func colo_differentOutput_waitsForTheCheckpointAndStopsItsFlow() throws {
+    let gate = wire.gate(.colo)
+    gate.protect()
+    let a = try #require(put(gate, 1))
+    let b = try #require(put(gate, 2))
+    gate.compared([a], .different)
+    gate.compared([b], .equal)
+    #expect(wire.sent == [])
+    gate.received(gate.cut())
+    #expect(wire.sent == [1, 2])
+  }
+
+  /// The client must not learn of input (an ACK) that only the primary has.
+  @Test func inputRule_holdsEvenEqualAndCheckpointedOutput() throws {
+    let gate = wire.gate(.colo)
+    gate.protect()
+    let token = try #require(put(gate, 1, inputGiven: 5))
+    gate.compared([token], .equal)
+    gate.inputAcknowledged(4)
+    #expect(wire.sent == [])
+    gate.inputAcknowledged(5)
+    #expect(wire.sent == [1])
+  }
+
+  @Test func full_refusesAndLosesNothing() {
+    let gate = wire.gate(.remus, frames: 3)
+    gate.protect()
+    #expect(put(gate, 1) != nil && put(gate, 2) != nil && put(gate, 3) != nil)
+    #expect(put(gate, 4) == nil)
+    #expect(gate.counters.refused == 1)
+    gate.received(gate.cut())
+    #expect(put(gate, 4) != nil)
+    gate.received(gate.cut())
+    #expect(wire.sent == [1, 2, 3, 4])
+    #expect(gate.waiting.bytes == 0)
+  }
+
+  @Test func byteLimit_isKept() {
+    let gate = wire.gate(.remus, bytes: 7)
+    gate.protect()
+    #expect(put(gate, 1) != nil && put(gate, 2) != nil)
+    #expect(put(gate, 3) == nil)
+  }
+
+  @Test func hostSideFull_keepsOrderAndGoesOn() {
+    let gate = wire.gate(.none)
+    wire.room.withLock { $0 = 1 }
+    for name in 1...3 as ClosedRange<UInt8> { _ = put(gate, name) }
+    #expect(wire.sent == [1])
+    wire.room.withLock { $0 = 100 }
+    gate.retry()
+    #expect(wire.sent == [1, 2, 3])
+  }
+
+  @Test func secondaryLost_everythingLeaves() {
+    let gate = wire.gate(.colo)
+    gate.protect()
+    for name in 1...3 as ClosedRange<UInt8> { _ = put(gate, name, inputGiven: 50) }
+    #expect(wire.sent == [])
+    gate.unprotect()
+    #expect(wire.sent == [1, 2, 3])
+  }
+
+  @Test func fenced_nothingLeavesEverAgain() {
+    let gate = wire.gate(.colo)
+    gate.protect()
+    _ = put(gate, 1)
+    gate.fence()
+    gate.unprotect()
+    _ = put(gate, 2)
+    gate.received(99)
+    #expect(wire.sent == [])
+  }
+
+  @Test func heldTime_isCounted() {
+    let gate = wire.gate(.remus)
+    gate.protect()
+    _ = put(gate, 1)
+    wire.time.withLock { $0 = 40 }
+    _ = put(gate, 2)
+    wire.time.withLock { $0 = 100 }
+    #expect(gate.waiting.oldest == 100)
+    gate.received(gate.cut())
+    #expect(gate.counters.heldTime == 160)
+    #expect(gate.counters.longestHeld == 100)
+  }
+
+  /// Random work against the rule itself: whatever left was allowed to, in its flow's order, and nothing is lost.
+  @Test(arguments: [1, 2, 3, 4, 5, 6, 7, 8] as [UInt64]) func random_keepsTheRule(seed: UInt64) {
+    var random = SplitMix(seed: seed)
+    let left = Mutex<[[UInt8]]>([])
+    let gate = OutputGate(
+      mode: .colo, frameLimit: 64, clock: { 0 },
+      send: { frame in
+        left.withLock { $0.append(frame) }; return true
+      })
+    gate.protect()
+    var epoch: UInt64 = 1
+    var acknowledged: UInt64 = 0
+    var received: UInt64 = 0
+    var facts: [UInt64: (epoch: UInt64, given: UInt64, equal: Bool)] = [:]
+    var admitted: [UInt64] = []
+    var seen = 0
+    for step in 0..<4000 as Range<UInt64> {
+      switch random.next() % 8 {
+      case 0...3:
+        let given = acknowledged + random.next() % 3
+        let flow = random.next() % 4
+        let name = (0..<8).map { UInt8(truncatingIfNeeded: step >> (8 * UInt64($0))) } + [UInt8(flow)]
+        if case .admitted(let token) = unsafe name.withUnsafeBytes({
+          unsafe gate.put($0, flow: flow, inputGiven: given)
+        }) {
+          #expect(token == UInt64(admitted.count))
+          admitted.append(step)
+          facts[step] = (epoch, given, false)
+        }
+      case 4...5:
+        guard let index = admitted.indices.randomElement(using: &random) else { continue }
+        facts[admitted[index]]?.equal = true
+        gate.compared([UInt64(index)], .equal)
+      case 6:
+        acknowledged += random.next() % 3
+        gate.inputAcknowledged(acknowledged)
+      default:
+        #expect(gate.cut() == epoch)
+        epoch += 1
+        if random.next() % 2 == 0 {
+          received = epoch - 1
+          gate.received(received)
+        }
+      }
+      let now = left.withLock { $0 }
+      for frame in now[seen...] {
+        let name = (0..<8).reduce(UInt64(0)) { $0 | UInt64(frame[$1]) << (8 * UInt64($1)) }
+        guard let fact = facts[name] else { return #expect(Bool(false), "seed \(seed): an unknown frame") }
+        #expect(fact.given <= acknowledged && (fact.epoch <= received || fact.equal), "seed \(seed)")
+      }
+      seen = now.count
+    }
+    gate.inputAcknowledged(.max)
+    gate.received(gate.cut())
+    let all = left.withLock { $0 }
+    #expect(all.count == admitted.count)
+    for flow in 0..<4 as Range<UInt8> {
+      let names = all.filter { $0[8] == flow }.map { frame in
+        (0..<8).reduce(UInt64(0)) { $0 | UInt64(frame[$1]) << (8 * UInt64($1)) }
+      }
+      #expect(names == names.sorted(), "seed \(seed): flow \(flow)")
+    }
+  }
+}
+
+/// Random numbers that a seed replays.
+struct SplitMix: RandomNumberGenerator {
+  private var state: UInt64
+  init(seed: UInt64) { state = seed }
+  mutating func next() -> UInt64 {
+    state &+= 0x9e37_79b9_7f4a_7c15
+    var mixed = state
+    mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
+    return mixed ^ (mixed >> 31)
+  }
+}

@@ -1,0 +1,99 @@
+import Replication
+import Testing
+
+@Suite("Failure detector") struct FailureDetectorTests {
+  private static let millisecond: UInt64 = 1_000_000
+
+  private func regular(gap: UInt64, jitter: [UInt64] = [0]) -> (FailureDetector, UInt64) {
+    var detector = FailureDetector(paths: 2, interval: gap, now: 0)
+    var now: UInt64 = 0
+    for turn in 0..<1000 {
+      now += gap + jitter[turn % jitter.count]
+      detector.arrived(path: 0, now: now)
+      detector.arrived(path: 1, now: now)
+    }
+    return (detector, now)
+  }
+
+  @Test func steadyPeer_isDeadAfterTheShortestTime() {
+    let (detector, now) = regular(gap: 10 * Self.millisecond)
+    #expect(!detector.isDead(now: now + 40 * Self.millisecond))
+    #expect(detector.isDead(now: now + 41 * Self.millisecond))
+  }
+
+  @Test func jitteryPeer_isGivenLonger_butNeverMoreThanTheLongest() {
+    let (detector, now) = regular(gap: 10 * Self.millisecond, jitter: [0, 0, 9, 0, 12].map { $0 * Self.millisecond })
+    #expect(!detector.isDead(now: now + 45 * Self.millisecond))
+    #expect(detector.isDead(now: now + 101 * Self.millisecond))
+  }
+
+  @Test func onePathAlive_isAlive() {
+    var (detector, now) = regular(gap: 10 * Self.millisecond)
+    for _ in 0..<100 {
+      now += 10 * Self.millisecond
+      detector.arrived(path: 1, now: now)
+      #expect(!detector.isDead(now: now))
+    }
+    #expect(detector.isDead(now: now + 200 * Self.millisecond))
+  }
+
+  /// Who was stopped himself must read what has come meanwhile before he judges.
+  @Test func ownAbsence_isNotThePeersDeath() {
+    var (detector, now) = regular(gap: 10 * Self.millisecond)
+    now += 5000 * Self.millisecond
+    #expect(detector.isDead(now: now))
+    detector.wasAway(until: now)
+    #expect(!detector.isDead(now: now + 10 * Self.millisecond))
+    #expect(detector.isDead(now: now + 101 * Self.millisecond))
+  }
+
+  @Test func unknownPath_andTimeGoingBack_areHarmless() {
+    var detector = FailureDetector(paths: 1, interval: Self.millisecond, now: 50 * Self.millisecond)
+    detector.arrived(path: 7, now: 60 * Self.millisecond)
+    detector.arrived(path: 0, now: 10 * Self.millisecond)
+    #expect(!detector.isDead(now: 51 * Self.millisecond))
+  }
+}
+
+@Suite("Roles") struct RoleTests {
+  @Test func primarysLife() {
+    var roles = RoleMachine(role: .alone)
+    #expect(roles.handle(.secondaryConnected)?.to == .syncing)
+    #expect(roles.handle(.firstCheckpoint)?.to == .primary)
+    let lost = roles.handle(.peerLost)
+    #expect(lost?.from == .primary && lost?.to == .alone && lost?.cause == .peerLost)
+    #expect(roles.term == 1, "who goes on alone has not taken over")
+    #expect(roles.handle(.secondaryConnected)?.to == .syncing)
+  }
+
+  @Test func secondarysLife() {
+    var roles = RoleMachine(role: .joining)
+    #expect(roles.handle(.peerLost) == nil, "without a whole checkpoint there is nothing to take over with")
+    #expect(roles.handle(.failoverDemanded) == nil)
+    #expect(roles.handle(.firstCheckpoint)?.to == .secondary)
+    #expect(roles.handle(.peerLost)?.to == .takingOver)
+    #expect(roles.term == 2)
+    #expect(roles.handle(.peerLost) == nil)
+    #expect(roles.handle(.takeoverDone)?.to == .alone)
+  }
+
+  @Test(arguments: [Role.syncing, .primary, .alone, .takingOver]) func replaced_isFencedForGood(role: Role) {
+    var roles = RoleMachine(role: role, term: 3)
+    #expect(roles.handle(.laterTerm(3)) == nil)
+    #expect(roles.handle(.laterTerm(4))?.to == .fenced)
+    #expect(!roles.mayEmit)
+    for event in [
+      RoleEvent.secondaryConnected, .firstCheckpoint, .peerLost, .takeoverDone, .failoverDemanded, .laterTerm(9),
+    ] {
+      #expect(roles.handle(event) == nil)
+    }
+    #expect(roles.role == .fenced)
+  }
+
+  /// Only one of the two may serve clients, whatever happens in whatever order, as long as each hears of the other's term.
+  @Test func emitting_isForServingRolesOnly() {
+    for role in Role.allCases {
+      #expect(RoleMachine(role: role).mayEmit == [Role.syncing, .primary, .alone].contains(role), "\(role)")
+    }
+  }
+}
