@@ -1,12 +1,14 @@
 #define _GNU_SOURCE
 #include "CHarness.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
+#include <netinet/icmp6.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
@@ -27,17 +29,30 @@ static void *connect_inside(void *context) {
     return NULL;
   }
   close(space);
-  int fd = socket(AF_INET, request->type | SOCK_CLOEXEC, 0);
+  struct addrinfo hints = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV, .ai_socktype = request->type}, *peer;
+  char port[8];
+  snprintf(port, sizeof port, "%u", request->port);
+  if (request->type == SOCK_RAW) hints.ai_protocol = IPPROTO_ICMPV6;
+  if (getaddrinfo(request->address, hints.ai_protocol ? NULL : port, &hints, &peer)) {
+    request->result = -EINVAL;
+    return NULL;
+  }
+  int fd = socket(peer->ai_family, request->type | SOCK_CLOEXEC, hints.ai_protocol);
+  if (request->type == SOCK_RAW) {
+    struct icmp6_filter filter;
+    ICMP6_FILTER_SETBLOCKALL(&filter);
+    ICMP6_FILTER_SETPASS(ICMP6_ECHO_REPLY, &filter);
+    setsockopt(fd, IPPROTO_ICMPV6, ICMP6_FILTER, &filter, sizeof filter);
+  }
   struct timeval limit = {.tv_sec = request->timeout_ms / 1000, .tv_usec = request->timeout_ms % 1000 * 1000};
   setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-  struct sockaddr_in peer = {.sin_family = AF_INET, .sin_port = htons(request->port)};
-  inet_pton(AF_INET, request->address, &peer.sin_addr);
-  if (connect(fd, (struct sockaddr *)&peer, sizeof peer) < 0) {
+  if (connect(fd, peer->ai_addr, peer->ai_addrlen) < 0) {
     request->result = -errno;
     close(fd);
   } else {
     request->result = fd;
   }
+  freeaddrinfo(peer);
   return NULL;
 }
 

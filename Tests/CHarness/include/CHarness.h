@@ -3,7 +3,7 @@
 #include <stdint.h>
 
 /// A socket made inside a network namespace (`path` such as /run/netns/x) and left connected to address:port; -errno on
-/// failure. `type` is SOCK_STREAM or SOCK_DGRAM. The calling thread is back in its own namespace afterwards.
+/// failure. `type` is SOCK_STREAM, SOCK_DGRAM, or SOCK_RAW for ICMPv6 echo replies. The calling thread is back in its own namespace afterwards.
 int harness_connect(const char *path, int type, const char *address, uint16_t port, int timeout_ms);
 /// Sends all and receives until `count` bytes or the deadline; bytes received, or -errno.
 int harness_send_all(int fd, const void *bytes, int count);

@@ -96,6 +96,25 @@ enum Interface {
     netif_set_default(netif)
     netif_set_link_up(netif)
     netif_set_up(netif)
+    addIPv6Addresses()
+  }
+
+  /// Link-local from the MAC address; `ip6=` has a /64, the one prefix length lwIP knows for addresses set by hand.
+  private static func addIPv6Addresses() {
+    netif_create_ip6_linklocal_address(netif, 1)
+    guard let option = CommandLine.value("ip6") else { return }
+    // The text goes on to a blank, a slash or the command line's end; each of them ends the address.
+    var ip6 = ip6_addr_t()
+    var rest = option
+    _ = rest.next(separator: 0x2f)
+    var slot: Int8 = 0
+    guard option.count > 0, rest.isEmpty || rest.equals("64"), ip6addr_aton(option.start, &ip6) == 1,
+      netif_add_ip6_address(netif, &ip6, &slot) == ok
+    else {
+      Console.line("lab: ip6= wants ADDRESS/64")
+      return
+    }
+    netif_ip6_addr_set_state(netif, slot, UInt8(IP6_ADDR_PREFERRED))
   }
 
   private static let fallbackMAC: InlineArray<6, UInt8> = [0x02, 0, 0, 0, 0, 0x02]
@@ -107,6 +126,7 @@ enum Interface {
     netif.pointee.hwaddr_len = 6
     netif.pointee.flags = UInt8(NETIF_FLAG_BROADCAST | NETIF_FLAG_ETHARP | NETIF_FLAG_ETHERNET)
     netif.pointee.output = { etharp_output($0, $1, $2) }
+    netif.pointee.output_ip6 = { ethip6_output($0, $1, $2) }
     netif.pointee.linkoutput = { Interface.send($1) }
     return ok
   }
@@ -200,6 +220,17 @@ enum Interface {
     return ok
   }
 
+  /// A UDP datagram for lwIP to send. One that leaves in fragments needs its checksum from lwIP.
+  static func sendDatagram(
+    _ pcb: UnsafeMutablePointer<udp_pcb>?, _ p: UnsafeMutablePointer<pbuf>, _ to: UnsafePointer<ip_addr_t>?,
+    _ port: UInt16
+  ) {
+    let flags = netif.pointee.chksum_flags
+    if p.pointee.tot_len > netif.pointee.mtu - 48 { netif.pointee.chksum_flags |= netif_checksums_generate_datagram() }
+    _ = udp_sendto(pcb, p, to, port)
+    netif.pointee.chksum_flags = flags
+  }
+
   private static func enqueue(_ frame: UnsafeMutablePointer<pbuf>) -> Bool {
     let pieces = pbuf_clen(frame)
     if transmit.freeCount < pieces + 1 { _ = reapTransmitted() }
@@ -223,25 +254,11 @@ enum Interface {
   private static func fillHeader(_ header: UnsafeMutableRawPointer, _ frame: UnsafeMutablePointer<pbuf>) {
     var fields = NetHeader()
     let packet = UnsafeMutableRawPointer(frame.pointee.payload).unsafelyUnwrapped
-    if checksumOffload, frame.pointee.len >= 34, packet.loadUnaligned(fromByteOffset: 12, as: UInt16.self) == 0x0008 {
-      let ipLength = Int(packet.load(fromByteOffset: 14, as: UInt8.self) & 15) * 4
-      let fragment = packet.loadUnaligned(fromByteOffset: 20, as: UInt16.self).byteSwapped & 0x3fff
-      let transport = packet.load(fromByteOffset: 23, as: UInt8.self)
-      let checksumOffset = transport == 6 ? 16 : transport == 17 ? 6 : 0
-      let start = 14 + ipLength
-      if checksumOffset > 0, fragment == 0, Int(frame.pointee.len) >= start + checksumOffset + 2 {
-        let length = Int(packet.loadUnaligned(fromByteOffset: 16, as: UInt16.self).byteSwapped) - ipLength
-        var sum = UInt32(transport) + UInt32(truncatingIfNeeded: length)
-        for i in 0..<4 {
-          sum += UInt32(packet.loadUnaligned(fromByteOffset: 26 + 2 * i, as: UInt16.self).byteSwapped)
-        }
-        sum = (sum & 0xffff) + (sum >> 16)
-        sum = (sum & 0xffff) + (sum >> 16)
-        packet.storeBytes(of: UInt16(sum).byteSwapped, toByteOffset: start + checksumOffset, as: UInt16.self)
-        fields.flags = NetHeader.needsChecksum
-        fields.checksumStart = UInt16(start)
-        fields.checksumOffset = UInt16(checksumOffset)
-      }
+    if checksumOffload, let place = TransportChecksum(packet, Int(frame.pointee.len)) {
+      packet.storeBytes(of: place.pseudoHeaderSum, toByteOffset: place.start + place.offset, as: UInt16.self)
+      fields.flags = NetHeader.needsChecksum
+      fields.checksumStart = UInt16(place.start)
+      fields.checksumOffset = UInt16(place.offset)
     }
     header.storeBytes(of: fields, as: NetHeader.self)
   }
