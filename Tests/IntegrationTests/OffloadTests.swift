@@ -1,0 +1,131 @@
+import Foundation
+import Harness
+import Testing
+
+extension Integration {
+  /// TCP segments of the lab guest cross a real tap merged, in both directions, and arrive as they were sent.
+  @Suite(
+    "Segmentation offload",
+    .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"))
+  struct Offload {
+    struct Case: Sendable, CustomTestStringConvertible {
+      let cpus: Int
+      let address: String
+      var testDescription: String { "\(cpus) CPUs, \(address)" }
+    }
+
+    static let cases = [
+      Case(cpus: 1, address: Namespace.guest), Case(cpus: 1, address: Namespace.guestIPv6),
+      Case(cpus: 2, address: Namespace.guest), Case(cpus: 4, address: Namespace.guestIPv6),
+    ]
+    /// The longest frame of an interface with an MTU of 1500.
+    static let longestPlainFrame = 1514.0
+
+    static func guest(_ space: Namespace, cpus: Int = 1, _ words: String = "") throws -> Guest {
+      let guest = try Guest(
+        [
+          "run", "--kernel", Environment.labGuest, "--memory", "64M", "--cpus", "\(cpus)", "--net", "tap=\(space.tap)",
+          "--cmdline", "service=bulk,kv ip=\(Namespace.guest)/24 ip6=\(Namespace.guestIPv6)/64 \(words)",
+        ], in: space)
+      try guest.wait(for: "lab: ready", timeout: 20)
+      return guest
+    }
+
+    /// Mean length of the frames that crossed the tap while `body` ran: `rx` from the guest, `tx` to it.
+    static func meanFrame(_ space: Namespace, _ direction: String, while body: () throws -> Void) throws -> Double {
+      func count(_ what: String) throws -> Double {
+        let path = "/sys/class/net/\(space.tap)/statistics/\(direction)_\(what)"
+        let text = try space.inside("cat", [path]).trimmingCharacters(in: .whitespacesAndNewlines)
+        return try #require(Double(text))
+      }
+      let (bytes, packets) = (try count("bytes"), try count("packets"))
+      try body()
+      return (try count("bytes") - bytes) / max(1, try count("packets") - packets)
+    }
+
+    /// The bulk service's pattern: byte i = (131k + k/256) mod 256 with k = i mod 65536.
+    static func pattern(periods: Int) -> [UInt8] {
+      let period = (0..<65536).map { UInt8(truncatingIfNeeded: 131 * $0 + $0 >> 8) }
+      return (0..<periods).flatMap { _ in period }
+    }
+
+    static func adler32(_ bytes: [UInt8]) -> UInt32 {
+      var (a, b): (UInt32, UInt32) = (1, 0)
+      for byte in bytes {
+        a = (a + UInt32(byte)) % 65521
+        b = (b + a) % 65521
+      }
+      return b << 16 | a
+    }
+
+    @Test(arguments: cases) func bulkToTheHost_arrivesMergedAndWhole(_ test: Case) throws {
+      let space = try Namespace()
+      let guest = try Self.guest(space, cpus: test.cpus)
+      let expected = Self.pattern(periods: 256)
+      let client = try space.connect(port: 5001, to: test.address)
+      let mean = try Self.meanFrame(space, "rx") {
+        try client.send("SEND \(expected.count)\n")
+        #expect(try client.receive(expected.count) == expected, "every byte as the service makes it")
+      }
+      #expect(mean > Self.longestPlainFrame)
+      withExtendedLifetime(guest) {}
+    }
+
+    @Test(arguments: cases) func bulkToTheGuest_arrivesMergedAndWhole(_ test: Case) throws {
+      let space = try Namespace()
+      let guest = try Self.guest(space, cpus: test.cpus)
+      let bytes = Self.pattern(periods: 64)
+      let answer = "DONE \(bytes.count) adler32=0x\(String(Self.adler32(bytes), radix: 16))\n"
+      let client = try space.connect(port: 5001, to: test.address)
+      let mean = try Self.meanFrame(space, "tx") {
+        try client.send("RECV \(bytes.count)\n")
+        try client.send(bytes)
+        #expect(String(decoding: try client.receive(answer.utf8.count), as: UTF8.self) == answer)
+      }
+      #expect(mean > Self.longestPlainFrame)
+      withExtendedLifetime(guest) {}
+    }
+
+    /// A value lies in pages of the store; it is received into them and sent from them.
+    @Test(arguments: [Namespace.guest, Namespace.guestIPv6]) func largeValues_comeBackAsTheyWereStored(address: String)
+      throws
+    {
+      let space = try Namespace()
+      let guest = try Self.guest(space)
+      let client = try space.connect(port: 6379, to: address)
+      let value = (0..<1_000_000).map { _ in UInt8.random(in: 0...255) }
+      let mean = try Self.meanFrame(space, "rx") {
+        try client.send(Array("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$\(value.count)\r\n".utf8) + value + Array("\r\n".utf8))
+        #expect(try client.receive(5) == Array("+OK\r\n".utf8))
+        for _ in 0..<16 {
+          #expect(try client.exchange("*2\r\n$3\r\nGET\r\n$1\r\nk\r\n", expecting: "$\(value.count)\r\n"))
+          #expect(try client.receive(value.count) == value)
+          #expect(try client.receive(2) == Array("\r\n".utf8))
+        }
+      }
+      #expect(mean > Self.longestPlainFrame)
+      withExtendedLifetime(guest) {}
+    }
+
+    /// What the tests above measure does not hold of itself.
+    @Test func withoutIt_everyFrameFitsTheMTU() throws {
+      let space = try Namespace()
+      let guest = try Self.guest(space, cpus: 1, "tso=off")
+      let bytes = Self.pattern(periods: 32)
+      let client = try space.connect(port: 5001)
+      let fromGuest = try Self.meanFrame(space, "rx") {
+        try client.send("SEND \(bytes.count)\n")
+        #expect(try client.receive(bytes.count) == bytes)
+      }
+      #expect(fromGuest <= Self.longestPlainFrame)
+      let sender = try space.connect(port: 5001)
+      let toGuest = try Self.meanFrame(space, "tx") {
+        try sender.send("RECV \(bytes.count)\n")
+        try sender.send(bytes)
+        #expect(try sender.receive(5) == Array("DONE ".utf8))
+      }
+      #expect(toGuest <= Self.longestPlainFrame)
+      withExtendedLifetime(guest) {}
+    }
+  }
+}
