@@ -47,6 +47,12 @@ public final class Namespace: Sendable {
     return Connection(descriptor: descriptor)
   }
 
+  /// Takes an interface's checksum and segmentation offloads away.
+  public func disableOffloads(_ interface: String) throws {
+    let result = harness_disable_offloads("/run/netns/\(name)", interface)
+    guard result == 0 else { throw HarnessError("offloads of \(interface): \(String(cString: strerror(-result)))") }
+  }
+
   @discardableResult
   private func require(_ program: String, _ arguments: [String], timeout: TimeInterval = 30) throws -> String {
     let outcome = try run(program, arguments, timeout: timeout)

@@ -107,6 +107,32 @@ extension Integration {
       withExtendedLifetime(guest) {}
     }
 
+    /// On its way to another machine a merged frame is cut up and summed by the host, after the headers the guest wrote.
+    @Test(arguments: ["10.0.0.9", "fd00::9"]) func framesTheHostCutsUp_areAcceptedElsewhere(address: String) throws {
+      let (space, far) = (try Namespace(), try Namespace(taps: []))
+      try space.inside("ip", ["link", "add", "br0", "type", "bridge"])
+      try space.inside("ip", ["link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", far.name])
+      for interface in [space.tap, "v0"] { try space.inside("ip", ["link", "set", interface, "master", "br0"]) }
+      for interface in ["v0", "br0"] { try space.inside("ip", ["link", "set", interface, "up"]) }
+      let (length, more) = address.contains(":") ? ("64", ["nodad"]) : ("24", [])
+      try far.inside("ip", ["address", "add", "\(address)/\(length)", "dev", "v1"] + more)
+      try far.inside("ip", ["link", "set", "v1", "up"])
+      try space.disableOffloads("v0")
+      try far.disableOffloads("v1")
+      let guest = try Self.guest(space)
+      let client = try far.connect(
+        port: 5001, to: address.contains(":") ? Namespace.guestIPv6 : Namespace.guest)
+      let expected = Self.pattern(periods: 128)
+      let mean = try Self.meanFrame(space, "rx") {
+        try client.send("SEND \(expected.count)\n")
+        #expect(try client.receive(expected.count) == expected)
+      }
+      #expect(mean > Self.longestPlainFrame)
+      let counters = try far.inside("cat", ["/proc/net/snmp"]).split(separator: "\n").filter { $0.hasPrefix("Tcp:") }
+      #expect(counters.last?.hasSuffix(" 0") == true, "TCP segments with a wrong checksum: \(counters)")
+      withExtendedLifetime(guest) {}
+    }
+
     /// What the tests above measure does not hold of itself.
     @Test func withoutIt_everyFrameFitsTheMTU() throws {
       let space = try Namespace()
