@@ -22,8 +22,8 @@ static inline void tcp_keep_alive(struct tcp_pcb *p) { ip_set_option(p, SOF_KEEP
 static inline void pcb_reuse_address(struct tcp_pcb *p) { ip_set_option(p, SOF_REUSEADDR); }
 static inline uint16_t netif_checksums_all(void) { return NETIF_CHECKSUM_ENABLE_ALL; }
 static inline uint16_t netif_checksums_generate_ip_only(void) {
-  return NETIF_CHECKSUM_GEN_IP | NETIF_CHECKSUM_GEN_ICMP | NETIF_CHECKSUM_GEN_ICMP6 | NETIF_CHECKSUM_CHECK_IP | NETIF_CHECKSUM_CHECK_UDP |
-         NETIF_CHECKSUM_CHECK_TCP | NETIF_CHECKSUM_CHECK_ICMP | NETIF_CHECKSUM_CHECK_ICMP6;
+  return NETIF_CHECKSUM_GEN_IP | NETIF_CHECKSUM_GEN_ICMP | NETIF_CHECKSUM_GEN_ICMP6 | NETIF_CHECKSUM_CHECK_IP |
+         NETIF_CHECKSUM_CHECK_UDP | NETIF_CHECKSUM_CHECK_TCP | NETIF_CHECKSUM_CHECK_ICMP | NETIF_CHECKSUM_CHECK_ICMP6;
 }
 /// UDP only: a datagram that leaves in fragments has its checksum from us, no device can fill it in.
 static inline uint16_t netif_checksums_generate_datagram(void) { return NETIF_CHECKSUM_GEN_UDP; }
