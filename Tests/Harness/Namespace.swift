@@ -1,10 +1,11 @@
 import CHarness
 import Foundation
 
-/// A network namespace with one tap, 10.0.0.1/24 on the host's side; removed when it goes.
+/// A network namespace with one tap, 10.0.0.1/24 and fd00::1/64 on the host's side; removed when it goes.
 public final class Namespace: Sendable {
   public static let host = "10.0.0.1"
   public static let guest = "10.0.0.2"
+  public static let guestIPv6 = "fd00::2"
   public let name: String
   public let tap = "tap0"
 
@@ -15,6 +16,7 @@ public final class Namespace: Sendable {
     for (index, tap) in taps.enumerated() {
       try inside("ip", ["tuntap", "add", tap, "mode", "tap"])
       try inside("ip", ["address", "add", "10.0.\(index).1/24", "dev", tap])
+      try inside("ip", ["address", "add", "fd00:0:0:\(index)::1/64", "dev", tap, "nodad"])
       try inside("ip", ["link", "set", tap, "up"])
     }
   }
@@ -31,12 +33,24 @@ public final class Namespace: Sendable {
   public func connect(port: UInt16, udp: Bool = false, to address: String = guest, timeout: Int = 5000) throws
     -> Connection
   {
-    let type = udp ? Int32(SOCK_DGRAM.rawValue) : Int32(SOCK_STREAM.rawValue)
-    let descriptor = harness_connect("/run/netns/\(name)", type, address, port, Int32(timeout))
+    try connect(udp ? SOCK_DGRAM : SOCK_STREAM, port, address, timeout)
+  }
+
+  /// An ICMPv6 socket inside, for ``Connection/ping(_:)``.
+  public func connectICMPv6(to address: String) throws -> Connection { try connect(SOCK_RAW, 0, address, 5000) }
+
+  private func connect(_ type: __socket_type, _ port: UInt16, _ address: String, _ timeout: Int) throws -> Connection {
+    let descriptor = harness_connect("/run/netns/\(name)", Int32(type.rawValue), address, port, Int32(timeout))
     guard descriptor >= 0 else {
       throw HarnessError("connect to \(address):\(port): \(String(cString: strerror(-descriptor)))")
     }
     return Connection(descriptor: descriptor)
+  }
+
+  /// Takes an interface's checksum and segmentation offloads away.
+  public func disableOffloads(_ interface: String) throws {
+    let result = harness_disable_offloads("/run/netns/\(name)", interface)
+    guard result == 0 else { throw HarnessError("offloads of \(interface): \(String(cString: strerror(-result)))") }
   }
 
   @discardableResult
@@ -70,6 +84,15 @@ public final class Connection: Sendable {
     let got = harness_receive(descriptor, &bytes, Int32(count), Int32(timeout))
     guard got >= 0 else { throw HarnessError("receive: \(String(cString: strerror(-got)))") }
     return Array(bytes.prefix(Int(got)))
+  }
+
+  /// Sends an echo request and expects its reply.
+  public func ping(_ payload: [UInt8]) throws -> Bool {
+    let (request, reply) = (UInt8(128), UInt8(129))
+    let message = [0x4d, 0x56, 0, 1] + payload  // identifier, sequence
+    try send([request, 0, 0, 0] + message)  // the kernel fills in the checksum
+    let answer = try receive(4 + message.count)
+    return answer.first == reply && answer.dropFirst(4) == message[...]
   }
 
   /// Sends a request and expects this reply, to the byte.

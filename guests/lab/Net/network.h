@@ -1,6 +1,7 @@
 // What Swift needs of lwIP, with the macros it cannot import as functions.
 #pragma once
 #include "lwip/etharp.h"
+#include "lwip/ethip6.h"
 #include "lwip/init.h"
 #include "lwip/ip4_frag.h"
 #include "lwip/inet_chksum.h"
@@ -21,9 +22,11 @@ static inline void tcp_keep_alive(struct tcp_pcb *p) { ip_set_option(p, SOF_KEEP
 static inline void pcb_reuse_address(struct tcp_pcb *p) { ip_set_option(p, SOF_REUSEADDR); }
 static inline uint16_t netif_checksums_all(void) { return NETIF_CHECKSUM_ENABLE_ALL; }
 static inline uint16_t netif_checksums_generate_ip_only(void) {
-  return NETIF_CHECKSUM_GEN_IP | NETIF_CHECKSUM_GEN_ICMP | NETIF_CHECKSUM_CHECK_IP | NETIF_CHECKSUM_CHECK_UDP |
-         NETIF_CHECKSUM_CHECK_TCP | NETIF_CHECKSUM_CHECK_ICMP;
+  return NETIF_CHECKSUM_GEN_IP | NETIF_CHECKSUM_GEN_ICMP | NETIF_CHECKSUM_GEN_ICMP6 | NETIF_CHECKSUM_CHECK_IP |
+         NETIF_CHECKSUM_CHECK_UDP | NETIF_CHECKSUM_CHECK_TCP | NETIF_CHECKSUM_CHECK_ICMP | NETIF_CHECKSUM_CHECK_ICMP6;
 }
+/// UDP only: a datagram that leaves in fragments has its checksum from us, no device can fill it in.
+static inline uint16_t netif_checksums_generate_datagram(void) { return NETIF_CHECKSUM_GEN_UDP; }
 static inline uint16_t netif_checksums_check_transport(void) { return NETIF_CHECKSUM_CHECK_UDP | NETIF_CHECKSUM_CHECK_TCP; }
 static inline void set_lwip_heap(uint8_t *memory) { lwip_heap = memory; }
 static inline size_t lwip_percent_free(size_t used, size_t all) { return used < all ? (all - used) * 100 / all : 0; }

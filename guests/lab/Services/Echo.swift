@@ -5,16 +5,14 @@ enum Echo {
   static let port: UInt16 = 7
 
   static func start() {
-    let udp = udp_new()
-    _ = udp_bind(udp, nil, port)
     // The reply is sent from the receive buffer itself.
-    udp_recv(
-      udp,
+    receiveDatagrams(
+      on: port,
       { _, pcb, datagram, from, port in
         guard let datagram else { return }
-        _ = udp_sendto(pcb, datagram, from, port)
+        Interface.sendDatagram(pcb, datagram, from, port)
         pbuf_free(datagram)
-      }, nil)
+      })
     listen(on: port) { _, pcb, error in
       guard let pcb, error == ok else { return err_t(ERR_VAL.rawValue) }
       return Echo.accept(pcb)
@@ -22,11 +20,19 @@ enum Echo {
   }
 }
 
-/// Binds and listens on a TCP port.
+/// Binds a UDP port, IPv4 and IPv6.
+func receiveDatagrams(on port: UInt16, _ receive: udp_recv_fn) {
+  guard let pcb = udp_new_ip_type(UInt8(IPADDR_TYPE_ANY.rawValue)) else { return }
+  withUnsafePointer(to: ip_addr_any_type) { _ = udp_bind(pcb, $0, port) }
+  udp_recv(pcb, receive, nil)
+}
+
+/// Binds and listens on a TCP port, IPv4 and IPv6.
 func listen(on port: UInt16, _ accept: tcp_accept_fn) {
-  guard let pcb = tcp_new() else { return }
+  guard let pcb = tcp_new_ip_type(UInt8(IPADDR_TYPE_ANY.rawValue)) else { return }
   pcb_reuse_address(pcb)
-  guard tcp_bind(pcb, nil, port) == ok, let listener = tcp_listen_with_backlog(pcb, 255) else {
+  let bound = withUnsafePointer(to: ip_addr_any_type) { tcp_bind(pcb, $0, port) }
+  guard bound == ok, let listener = tcp_listen_with_backlog(pcb, 255) else {
     Console.line("lab: cannot listen")
     return
   }

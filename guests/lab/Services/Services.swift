@@ -23,7 +23,8 @@ enum Services {
     rest = CommandLine.value("service") ?? rest
     isServing = rest.isEmpty || wants("idle")
     let serves = rest.isEmpty || wants("idle") || wants("echo") || wants("kv") || wants("bulk")
-    let network = serves && CommandLine.value("ip") != nil && Interface.setUp()
+    let addressed = CommandLine.value("ip") != nil || CommandLine.value("ip6") != nil
+    let network = serves && addressed && Interface.setUp()
     if network { startNetworkServices() }
     if wants("dirty") {
       Dirty.start()
@@ -47,6 +48,10 @@ enum Services {
       if network, let ip = CommandLine.value("ip") {
         $0.text(" ip=")
         $0.bytes(ip)
+      }
+      if network, let ip6 = CommandLine.value("ip6") {
+        $0.text(" ip6=")
+        $0.bytes(ip6)
       }
       $0.text(" cpus=")
       $0.decimal(UInt64(Processors.count))

@@ -1,4 +1,4 @@
-// lwIP as the lab guest uses it: raw API, one thread, IPv4, all memory in fixed pools.
+// lwIP as the lab guest uses it: raw API, one thread, one interface, all memory in fixed pools.
 #pragma once
 
 #define NO_SYS 1
@@ -11,7 +11,17 @@
 #define LWIP_NO_INTTYPES_H 1
 
 #define LWIP_IPV4 1
-#define LWIP_IPV6 0
+#define LWIP_SINGLE_NETIF 1
+#define LWIP_IPV6 1
+#define LWIP_IPV6_MLD 0  // its timer would wake an idle guest ten times a second
+#define LWIP_IPV6_DUP_DETECT_ATTEMPTS 0  // addresses are good when services are announced
+#define LWIP_IPV6_AUTOCONFIG 0
+#define LWIP_IPV6_SEND_ROUTER_SOLICIT 0
+#define LWIP_IPV6_DHCP6 0
+#define IPV6_FRAG_COPYHEADER 1  // pointers are larger than what a fragment header has room for
+#define LWIP_ND6_NUM_NEIGHBORS 64
+#define LWIP_ND6_NUM_DESTINATIONS 64
+#define MEMP_NUM_ND6_QUEUE 64
 #define LWIP_ARP 1
 #define LWIP_ICMP 1
 #define LWIP_UDP 1

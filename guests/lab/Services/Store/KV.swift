@@ -39,15 +39,13 @@ enum KV {
     Store.setUp()
     listen(on: 11211) { _, pcb, error in KV.accept(pcb, error, redis: false) }
     listen(on: 6379) { _, pcb, error in KV.accept(pcb, error, redis: true) }
-    let udp = udp_new()
-    _ = udp_bind(udp, nil, 11211)
-    udp_recv(
-      udp,
+    receiveDatagrams(
+      on: 11211,
       { _, pcb, datagram, from, port in
         guard let datagram else { return }
         KV.serve(pcb, datagram, from, port)
         pbuf_free(datagram)
-      }, nil)
+      })
   }
 
   // MARK: Life of a connection

@@ -281,6 +281,8 @@ enum Memcached {
     statistic("frames_in", Interface.framesIn)
     statistic("frames_out", Interface.framesOut)
     statistic("frames_dropped", Interface.framesDropped)
+    statistic("merged_in", Interface.mergedIn)
+    statistic("merged_out", Interface.mergedOut)
     statistic("interrupts", Interrupts.count(cpu: 0))
     KV.reply.text("END\r\n")
   }
