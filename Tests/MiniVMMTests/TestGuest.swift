@@ -130,9 +130,10 @@ final class Recorder: BusDevice {
 /// A machine of one segment of code.
 func makeMachine(
   _ code: [UInt8], cpus: Int = 1, mebibytes: UInt64 = 16, dirtyTracking: DirtyTracking = .none,
-  pio: [(Recorder, UInt64, UInt64)] = [], mmio: [(Recorder, UInt64, UInt64)] = [], load: Bool = true
+  pio: [(Recorder, UInt64, UInt64)] = [], mmio: [(Recorder, UInt64, UInt64)] = [], load: Bool = true,
+  rollsBack: Bool = false
 ) throws -> Machine {
-  let memory = try GuestMemory(size: mebibytes << 20)
+  let memory = try GuestMemory(size: mebibytes << 20, rollsBack: rollsBack)
   var configuration = Machine.Configuration(cpus: cpus, memory: memory, eventLoop: try EventLoop())
   configuration.dirtyTracking = dirtyTracking
   for (device, start, size) in pio { _ = configuration.pio.add(device, at: start, size: size) }

@@ -1,4 +1,5 @@
 public import Devices
+public import GuestMemory
 public import StateCodec
 
 /// Why a machine could not be made, loaded, saved or restored.
@@ -7,6 +8,7 @@ public enum MachineError: Error, Equatable, Sendable {
   case boot(BootError)
   case host(HostError)
   case state(StateError)
+  case memory(GuestMemoryError)
   /// Two devices answer the same port.
   case portTaken(UInt64)
   /// Two devices have the same name.
@@ -26,6 +28,7 @@ extension MachineError: CustomStringConvertible {
     case .boot(let error): error.description
     case .host(let error): error.description
     case .state(let error): error.description
+    case .memory(let error): error.description
     case .portTaken(let port): "port \(hex(port)) is taken by two devices"
     case .duplicateDevice(let name): "two devices are named \(name)"
     case .wrongPhase(let why): why

@@ -1,0 +1,67 @@
+internal import CKVM
+internal import CLinux
+public import GuestMemory
+internal import Synchronization
+
+/// What taking a checkpoint cost the guest, in nanoseconds.
+public struct CaptureReport: Equatable, Sendable {
+  public var pause: PauseReport
+  public var save: UInt64
+  /// Finding the dirty pages, and copying them.
+  public var harvest: UInt64
+  public var copy: UInt64
+  public var total: UInt64 { pause.total + save + harvest + copy }
+}
+
+extension Machine {
+  /// Takes what has changed since the last capture: machine state, and copies of the pages that were written. Pauses the
+  /// machine and leaves it paused, so that the caller can cut its other streams at the same point; ``resume()`` ends the
+  /// price the guest pays.
+  /// - Parameters:
+  ///   - stage: emptied, then filled.
+  ///   - dirty: the scratch set; emptied.
+  public func capture(into stage: PageStage, dirty: inout PageSet) throws(MachineError) -> ([UInt8], CaptureReport) {
+    let paused = pause()
+    let start = lx_monotonic_ns()
+    // Before the pages: saving may write to guest RAM (rings), and those pages belong to this checkpoint.
+    let state = try save()
+    let saved = lx_monotonic_ns()
+    dirty.removeAll()
+    try harvestDirtyPages(into: &dirty)
+    let harvested = lx_monotonic_ns()
+    stage.removeAll()
+    do throws(GuestMemoryError) { try stage.add(dirty, of: memory) } catch { throw .memory(error) }
+    let report = CaptureReport(
+      pause: paused, save: saved - start, harvest: harvested - saved, copy: lx_monotonic_ns() - harvested)
+    return (state, report)
+  }
+
+  /// Puts the machine where a checkpoint stands: RAM back to the checkpoint before, then forward by `stage`; then the
+  /// machine state. Its RAM rolls back (``GuestMemory/rollsBack``). A machine that runs is paused, and stays so.
+  /// - Parameters:
+  ///   - dirty: the scratch set; emptied.
+  ///   - clock: a secondary in step goes on where the primary stood.
+  public func load(
+    _ stage: PageStage, state: [UInt8], dirty: inout PageSet, refreshing: Bool, clock: ClockPolicy
+  ) throws(MachineError) {
+    pause()
+    dirty.removeAll()
+    if phase.withLock({ $0 == .made }) {
+      memory.dirty.harvest(into: &dirty)
+    } else if refreshing {
+      try refreshTranslations(harvestingInto: &dirty)
+    } else {
+      try harvestDirtyPages(into: &dirty)
+    }
+    let failure = memory.rollBack(dirty)
+    guard failure == 0 else { throw .memory(.system(operation: "madvise", errno: failure)) }
+    for (index, page) in stage.pages.enumerated() {
+      let contents = unsafe UnsafeRawBufferPointer(stage.contents(index))
+      guard unsafe memory.setCheckpointPage(page, contents) else {
+        throw .wrongPhase("a checkpoint page outside guest RAM")
+      }
+    }
+    try restore(state, clock: clock)
+    // What restoring wrote (rings, interrupt status) is the guest's own again.
+  }
+}
