@@ -119,7 +119,7 @@ private struct Chain {
           case 1: driver.poke(UInt16(truncatingIfNeeded: random.next() % 64), at: at & ~1)
           default: driver.poke(0x8_0000 + random.next() % 0x4_0000, at: at & ~15)
           }
-          if random.next() % 4096 == 0 { usleep(100) }
+          if random.next() % 4096 == 0 { usleep(100) }  // leaves the device a share of one core
         }
       }
       let deadline = Deadline(seconds: FuzzSettings.share / 3)

@@ -2,6 +2,7 @@ import CLinux
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import Testing
 import VirtioLayout
 
@@ -254,10 +255,8 @@ private let transmitQueue = 1
     let thread = try HostThread.start(name: "device") { loop.run() }
     offer()
     driver.write(MMIORegister.queueNotify, 1)
-    let deadline = Deadline(seconds: 5)
-    while backend.sent.isEmpty || backend.hasRest, !deadline.passed { usleep(200) }
+    #expect(waitUntil { !backend.sent.isEmpty && !backend.hasRest })
     #expect(backend.sent.count == 1)
-    #expect(!backend.hasRest)
     loop.stop()
     thread.join()
   }
