@@ -57,10 +57,11 @@ let package = Package(
       path: "Tests/GuestMemoryTests", swiftSettings: settings),
     .testTarget(
       name: "DeviceTests",
-      dependencies: ["Devices", "GuestMemory", "StateCodec", "VirtioLayout", "CLinux", "CTestSupport"],
+      dependencies: ["Devices", "GuestMemory", "StateCodec", "VirtioLayout", "CLinux", "CTestSupport", "Harness"],
       path: "Tests/DeviceTests", swiftSettings: settings),
     .testTarget(
-      name: "MiniVMMTests", dependencies: ["MiniVMM", "Devices", "GuestMemory", "StateCodec", "CLinux", "CKVM"],
+      name: "MiniVMMTests",
+      dependencies: ["MiniVMM", "Devices", "GuestMemory", "StateCodec", "CLinux", "CKVM", "Harness"],
       path: "Tests/MiniVMMTests", swiftSettings: settings),
     .testTarget(
       name: "ReplicationTests", dependencies: ["Replication", "StateCodec", "CLinux"],

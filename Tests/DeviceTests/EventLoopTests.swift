@@ -2,6 +2,7 @@ import CLinux
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import Synchronization
 import Testing
 
@@ -35,15 +36,6 @@ private final class CountingHandler: EventHandler {
   }
 
   var total: Int { taken.load(ordering: .sequentiallyConsistent) }
-}
-
-private func waitUntil(seconds: Double = 5, _ condition: () -> Bool) -> Bool {
-  let deadline = Deadline(seconds: seconds)
-  while !condition() {
-    if deadline.passed { return false }
-    usleep(100)
-  }
-  return true
 }
 
 @Suite("Event loop", .timeLimit(.minutes(1))) struct EventLoopTests {
@@ -84,8 +76,8 @@ private func waitUntil(seconds: Double = 5, _ condition: () -> Bool) -> Bool {
     lx_eventfd_signal(handler.descriptors[0])
     loop.park()
     let thread = try start()
-    usleep(50_000)
-    #expect(handler.total == 0, "a handler ran in a parked loop")
+    // The thread may be late to start; were it not parked, it would take the event as soon as it runs.
+    #expect(staysTrue(for: 0.05) { handler.total == 0 }, "a handler ran in a parked loop")
     loop.unpark()
     #expect(waitUntil { handler.total == 1 })
     loop.stop()
@@ -96,7 +88,7 @@ private func waitUntil(seconds: Double = 5, _ condition: () -> Bool) -> Bool {
     let entered = Flag()
     let handler = CountingHandler {
       entered.set()
-      usleep(50_000)
+      usleep(50_000)  // long work, in the middle of which the park comes
     }
     _ = try handler.register(with: loop)
     let thread = try start()
@@ -113,7 +105,7 @@ private func waitUntil(seconds: Double = 5, _ condition: () -> Bool) -> Bool {
     let entered = Flag()
     let handler = CountingHandler {
       entered.set()
-      usleep(50_000)
+      usleep(50_000)  // long work, in the middle of which the park comes
     }
     _ = try handler.register(with: loop)
     let thread = try start()
@@ -147,7 +139,7 @@ private func waitUntil(seconds: Double = 5, _ condition: () -> Bool) -> Bool {
       loop.park()
       let before = handler.calls.load(ordering: .sequentiallyConsistent)
       if handler.running.load(ordering: .sequentiallyConsistent) != 0 { Issue.record("a handler runs while parked") }
-      if rounds % 64 == 0 { usleep(200) }
+      if rounds % 64 == 0 { usleep(200) }  // time for a handler that shouldn't run
       if handler.calls.load(ordering: .sequentiallyConsistent) != before { Issue.record("a handler ran while parked") }
       loop.unpark()
       rounds += 1
@@ -170,7 +162,7 @@ private func waitUntil(seconds: Double = 5, _ condition: () -> Bool) -> Bool {
         lx_eventfd_signal(handler.descriptors[index % handler.descriptors.count])
         count.value.add(1, ordering: .sequentiallyConsistent)
         index += 1
-        if index % 128 == 0 { usleep(50) }
+        if index % 128 == 0 { usleep(50) }  // leaves the loop a share of one core
       }
     }
     return (thread, count)
@@ -201,7 +193,7 @@ private func waitUntil(seconds: Double = 5, _ condition: () -> Bool) -> Bool {
     let thread = try start()
     let stop = Flag()
     let sender = try sendEvents(to: handler, until: stop)
-    usleep(20_000)
+    #expect(waitUntil { handler.total > 1000 })
     let stoppers = try (0..<4).map { _ in try HostThread.start(name: "stopper") { [loop] in loop.stop() } }
     for stopper in stoppers { stopper.join() }
     thread.join()
@@ -218,8 +210,7 @@ private func waitUntil(seconds: Double = 5, _ condition: () -> Bool) -> Bool {
     lx_eventfd_signal(handler.descriptors[0])
     lx_eventfd_signal(handler.descriptors[1])
     #expect(waitUntil { handler.total == 1 })
-    usleep(20_000)
-    #expect(handler.total == 1)
+    #expect(staysTrue(for: 0.02) { handler.total == 1 }, "the other's event would have come in the same visit")
     loop.stop()
     thread.join()
   }
@@ -258,8 +249,7 @@ private func waitUntil(seconds: Double = 5, _ condition: () -> Bool) -> Bool {
     let thread = try start()
     loop.setInterest(source, events: 0)
     lx_eventfd_signal(handler.descriptors[0])
-    usleep(20_000)
-    #expect(handler.total == 0)
+    #expect(staysTrue(for: 0.02) { handler.total == 0 }, "an event of no interest")
     loop.setInterest(source, events: EPOLLIN.rawValue)
     #expect(waitUntil { handler.total == 1 })
     loop.stop()

@@ -5,93 +5,6 @@ import GuestMemory
 import Testing
 import VirtioLayout
 
-/// Where and how long to look: MINIVMM_FUZZ_SEED replays, MINIVMM_FUZZ_SECONDS lengthens (all tests of the suite together).
-private enum FuzzSettings {
-  static let seed = unsafe getenv("MINIVMM_FUZZ_SEED").flatMap { unsafe UInt64(String(cString: $0)) } ?? 0x5eed
-  static let seconds = unsafe getenv("MINIVMM_FUZZ_SECONDS").flatMap { unsafe Double(String(cString: $0)) } ?? 20
-  static let shares = 5.0
-  static var share: Double { seconds / shares }
-}
-
-/// What is fuzzed, and how its queues look when they are well.
-private enum Kind: String, CaseIterable, Sendable, CustomTestStringConvertible {
-  case entropy, block, net
-  var testDescription: String { rawValue }
-}
-
-/// One device with its driver and what of the host it needs.
-private final class FuzzSubject {
-  let kind: Kind
-  let driver: TestDriver
-  let backend: MemoryBackend?
-  let disk: TestDisk?
-  var queueCount: Int { kind == .net ? 2 : 1 }
-
-  init(_ kind: Kind) throws {
-    self.kind = kind
-    let memory = try GuestMemory(size: 1 << 20)
-    switch kind {
-    case .entropy:
-      backend = nil
-      disk = nil
-      driver = try TestDriver(Entropy(), memory: memory)
-    case .block:
-      backend = nil
-      let disk = try TestDisk(sectors: 128)
-      self.disk = disk
-      driver = try TestDriver(disk.device, memory: memory)
-    case .net:
-      disk = nil
-      let backend = try MemoryBackend(offloads: MemoryBackend.allOffloads)
-      self.backend = backend
-      driver = try TestDriver(NetDevice(backend: backend, mac: [2, 0, 0, 0, 0, 1]), memory: memory)
-    }
-  }
-
-  func end() { disk?.device.shutDown() }
-
-  /// The device thread's part, the host's included; requests on workers are waited for.
-  func work(_ random: inout SplitMix64) {
-    if let backend, random.next() % 2 == 0 {
-      backend.isFull = random.next() % 8 == 0
-      if backend.waiting < 4 {
-        let count = [14, 60, 1514, 9000, 65_550][Int(random.next() % 5)]
-        backend.deliver([UInt8](repeating: 0x5a, count: count), header: (0..<12).map { _ in UInt8(random.next() % 4) })
-      }
-    }
-    driver.run()
-    let events = random.next() % 4 == 0 ? EPOLLIN.rawValue | EPOLLOUT.rawValue : EPOLLIN.rawValue
-    if kind != .entropy {
-      driver.mmio.ready(tag: VirtioMMIO.deviceTag, events: events)
-      driver.run()
-    }
-    driver.mmio.quiesce()
-  }
-
-  /// After whatever happened: a reset, and one ordinary request.
-  func isUsableAfterReset() -> Bool {
-    driver.start(size: 8, queueCount: queueCount)
-    switch kind {
-    case .entropy:
-      driver.add(0, [.writable(0x8_0000, 16)])
-      driver.kick()
-      return driver.takeUsed().map(\.written) == [16]
-    case .block:
-      driver.poke(BlockRequestHeader(type: BlockRequestType.read, sector: 1), at: 0x8_0000)
-      driver.add(0, [.readable(0x8_0000, 16), .writable(0x8_1000, 513)])
-      driver.write(MMIORegister.queueNotify, 0)
-      return driver.collect(1).map(\.written) == [513] && driver.peek(UInt8.self, at: 0x8_1200) == BlockStatus.ok
-    case .net:
-      backend?.isFull = false
-      backend?.clear()
-      driver.fill(0x8_0000, 12, 0)
-      driver.add(1, [.readable(0x8_0000, 72)])
-      driver.kick(1)
-      return driver.takeUsed(1).count == 1
-    }
-  }
-}
-
 /// One chain as the fuzzer wrote it into the rings.
 private struct Chain {
   var head: UInt16
@@ -102,7 +15,7 @@ private struct Chain {
 @Suite("Fuzz: devices", .serialized) struct FuzzTests {
   /// Any register access, in any order, with rings that may or may not be there: nothing traps, and the device can be
   /// reset.
-  @Test(arguments: Kind.allCases) fileprivate func registers_anyAccess_neverTraps(kind: Kind) throws {
+  @Test(arguments: FuzzKind.allCases) func registers_anyAccess_neverTraps(kind: FuzzKind) throws {
     print("fuzz \(kind.rawValue) registers: MINIVMM_FUZZ_SEED=\(FuzzSettings.seed)")
     var random = SplitMix64(seed: FuzzSettings.seed ^ 0x1111)
     let subject = try FuzzSubject(kind)
@@ -145,7 +58,7 @@ private struct Chain {
 
   /// Chains made well and then spoilt: nothing traps; the device writes only where a chain it was given lets it, marks
   /// what it writes, says no more than it may have written, and uses no more chains than it was given.
-  @Test(arguments: Kind.allCases) fileprivate func chains_mutated_writesStayInsideAndAreMarked(kind: Kind) throws {
+  @Test(arguments: FuzzKind.allCases) func chains_mutated_writesStayInsideAndAreMarked(kind: FuzzKind) throws {
     print("fuzz \(kind.rawValue) chains: MINIVMM_FUZZ_SEED=\(FuzzSettings.seed)")
     var random = SplitMix64(seed: FuzzSettings.seed ^ 0x2222)
     let subject = try FuzzSubject(kind)
@@ -188,7 +101,7 @@ private struct Chain {
   /// A second thread rewrites rings and requests while the device works on them: nothing traps, what is written is
   /// marked, the device can be reset.
   @Test func rings_changedConcurrently_neverTrapAndWritesAreMarked() throws {
-    for kind in Kind.allCases {
+    for kind in FuzzKind.allCases {
       print("fuzz \(kind.rawValue) concurrent: MINIVMM_FUZZ_SEED=\(FuzzSettings.seed)")
       var random = SplitMix64(seed: FuzzSettings.seed ^ 0x3333)
       let subject = try FuzzSubject(kind)
@@ -206,7 +119,7 @@ private struct Chain {
           case 1: driver.poke(UInt16(truncatingIfNeeded: random.next() % 64), at: at & ~1)
           default: driver.poke(0x8_0000 + random.next() % 0x4_0000, at: at & ~15)
           }
-          if random.next() % 4096 == 0 { usleep(100) }
+          if random.next() % 4096 == 0 { usleep(100) }  // leaves the device a share of one core
         }
       }
       let deadline = Deadline(seconds: FuzzSettings.share / 3)
@@ -252,7 +165,7 @@ private struct Chain {
     for _ in 0..<random.next() % 3 { spoil(driver, queue, &random) }
   }
 
-  private func skeleton(_ kind: Kind, _ queue: Int, _ driver: TestDriver, _ random: inout SplitMix64) -> [Buffer] {
+  private func skeleton(_ kind: FuzzKind, _ queue: Int, _ driver: TestDriver, _ random: inout SplitMix64) -> [Buffer] {
     func place(_ length: UInt64) -> UInt64 { 0x8_0000 + random.next() % (0x4_0000 - length) }
     switch (kind, queue) {
     case (.entropy, _):

@@ -89,7 +89,7 @@ private let write = VirtqueueDescriptor.write
       let before = contents(driver.memory)
       driver.mmio.ready(tag: VirtioMMIO.deviceTag, events: 1)
       driver.kick()
-      usleep(200)
+      usleep(200)  // nothing tells that no worker writes any more: one that did would most likely do so now
       #expect(changedPages(before, contents(driver.memory)).isEmpty)
       #expect(driver.read(MMIORegister.interruptStatus) == 0)
     }

@@ -2,6 +2,7 @@ import CLinux
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import StateCodec
 import Synchronization
 import Testing
@@ -126,7 +127,7 @@ private enum Register {
     let thread = try HostThread.start(name: "device") { [loop] in loop.run() }
     // More than a pipe's 64 KiB in two halves.
     for index in 0..<count { write(Register.data, UInt8(truncatingIfNeeded: index % 253)) }
-    usleep(50_000)
+    #expect(waitUntil { unread(ends[0]) == count }, "the first half is in the pipe before the reader comes")
     for index in count..<2 * count { write(Register.data, UInt8(truncatingIfNeeded: index % 253)) }
     var got: [UInt8] = []
     var buffer = [UInt8](repeating: 0, count: 4096)
@@ -143,6 +144,12 @@ private enum Register {
     let whole = got == (0..<2 * count).map { UInt8(truncatingIfNeeded: $0 % 253) }
     #expect(whole, "\(got.count) bytes of \(2 * count)")
     for end in ends { close(end) }
+  }
+
+  /// Bytes that wait in a pipe.
+  private func unread(_ pipe: CInt) -> Int {
+    var count: CInt = 0
+    return unsafe ioctl(pipe, UInt(FIONREAD), &count) < 0 ? -1 : Int(count)
   }
 
   @Test func output_readerGone_guestGoesOn() throws {

@@ -2,6 +2,7 @@ import CLinux
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import Testing
 import VirtioLayout
 
@@ -11,6 +12,8 @@ private let data = TestDriver.buffers
 private final class SocketRig {
   let directory: TemporaryDirectory
   let peer: CInt
+  /// The card's end of the connection, which its back end closes.
+  let socket: CInt
   let device: NetDevice
   let driver: TestDriver
   let thread: HostThread
@@ -21,6 +24,7 @@ private final class SocketRig {
     let listener = lx_unix_socket(CInt(SOCK_STREAM.rawValue))
     guard unsafe lx_unix_listen(listener, path, 1) >= 0 else { throw HostError(operation: "listen", errno: errno) }
     let backend = try SocketBackend(path: path)
+    socket = backend.descriptor
     peer = lx_accept(listener)
     lx_close(listener)
     if var size = sendBuffer {
@@ -56,22 +60,41 @@ private final class SocketRig {
   func peerReceives(_ count: Int, seconds: Double = 5) -> [UInt8] {
     var all: [UInt8] = []
     var buffer = [UInt8](repeating: 0, count: 1 << 16)
-    let deadline = Deadline(seconds: seconds)
-    while all.count < count, !deadline.passed {
-      let wanted = min(buffer.count, count - all.count)
-      let got = unsafe buffer.withUnsafeMutableBytes { unsafe lx_recv(peer, $0.baseAddress, wanted) }
-      if got > 0 { all += buffer[..<got] } else { usleep(200) }
+    _ = waitUntil(seconds: seconds) {
+      var got = 1
+      while got > 0, all.count < count {
+        let wanted = min(buffer.count, count - all.count)
+        got = unsafe buffer.withUnsafeMutableBytes { unsafe lx_recv(peer, $0.baseAddress, wanted) }
+        if got > 0 { all += buffer[..<got] }
+      }
+      return all.count == count
     }
     return all
+  }
+
+  /// Bytes the card has not read yet.
+  var unread: Int {
+    var count: CInt = 0
+    return unsafe ioctl(peer, UInt(TIOCOUTQ), &count) < 0 ? -1 : Int(count)
+  }
+
+  /// Waits until the card has found that the peer takes no more: its socket is full, and its visit is over.
+  func waitUntilFull() -> Bool {
+    let isFull = waitUntil {
+      var entry = pollfd(fd: socket, events: Int16(POLLOUT), revents: 0)
+      return unsafe poll(&entry, 1, 0) == 0
+    }
+    driver.loop.park()
+    driver.loop.unpark()
+    return isFull
   }
 
   /// Used entries of a queue, as many as asked for or as come in `seconds`.
   func collect(_ queue: Int, _ count: Int, seconds: Double = 5) -> [Used] {
     var used: [Used] = []
-    let deadline = Deadline(seconds: seconds)
-    while used.count < count, !deadline.passed {
+    _ = waitUntil(seconds: seconds) {
       used += driver.takeUsed(queue)
-      if used.count < count { usleep(200) }
+      return used.count >= count
     }
     return used
   }
@@ -113,7 +136,7 @@ private func framed(_ frame: [UInt8]) -> [UInt8] {
     let frame = (0..<60).map { UInt8($0) }
     for (index, byte) in framed(frame).enumerated() {
       #expect(rig.peerSends([byte]) == 1)
-      usleep(300)
+      #expect(waitUntil { rig.unread == 0 }, "the card takes each byte as it comes")
       if index == 30 {
         rig.transmit(60, byte: 1, slot: 0)
         rig.notify(1)
@@ -142,9 +165,7 @@ private func framed(_ frame: [UInt8]) -> [UInt8] {
     rig.addReceiveBuffers(4)
     #expect(rig.peerSends(framed([UInt8](repeating: 1, count: 60)) + length + [UInt8](repeating: 2, count: 100)) > 0)
     #expect(rig.collect(0, 1).count == 1)
-    let deadline = Deadline(seconds: 5)
-    while rig.device.statistics.backendLost.value == 0, !deadline.passed { usleep(200) }
-    #expect(rig.device.statistics.backendLost.value == 1)
+    #expect(waitUntil { rig.device.statistics.backendLost.value == 1 })
     #expect(rig.driver.takeUsed(0).isEmpty)
     rig.transmit(60, byte: 1, slot: 0)
     rig.notify(1)
@@ -171,9 +192,7 @@ private func framed(_ frame: [UInt8]) -> [UInt8] {
     #expect(rig.peerSends(whole + whole.prefix(20)) == 84)
     shutdown(rig.peer, Int32(SHUT_RDWR))
     #expect(rig.collect(0, 1).count == 1, "what the peer sent before is delivered")
-    let deadline = Deadline(seconds: 5)
-    while rig.device.statistics.backendLost.value == 0, !deadline.passed { usleep(200) }
-    #expect(rig.device.statistics.backendLost.value == 1)
+    #expect(waitUntil { rig.device.statistics.backendLost.value == 1 })
     for slot in 0..<3 as Range<UInt64> { rig.transmit(60, byte: 1, slot: slot) }
     rig.notify(1)
     #expect(rig.collect(1, 3).count == 3)
@@ -184,7 +203,7 @@ private func framed(_ frame: [UInt8]) -> [UInt8] {
     defer { rig.stop() }
     for slot in 0..<40 as Range<UInt64> { rig.transmit(8000, byte: 1, slot: slot) }
     rig.notify(1)
-    usleep(50_000)
+    #expect(rig.waitUntilFull())
     let before = rig.driver.takeUsed(1).count
     #expect(before < 40)
     shutdown(rig.peer, Int32(SHUT_RDWR))
@@ -201,7 +220,7 @@ private func framed(_ frame: [UInt8]) -> [UInt8] {
       expected += framed([UInt8](repeating: UInt8(slot), count: 9000 + Int(slot)))
     }
     rig.notify(1)
-    usleep(20_000)
+    #expect(rig.waitUntilFull())
     let same = rig.peerReceives(expected.count, seconds: 10) == expected
     #expect(same)
     #expect(rig.collect(1, 40).count == 40)

@@ -3,6 +3,7 @@ import CTestSupport
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import Synchronization
 import Testing
 import VirtioLayout
@@ -100,10 +101,9 @@ private final class TapRig {
 
   func collect(_ queue: Int, _ count: Int) -> [Used] {
     var used: [Used] = []
-    let deadline = Deadline(seconds: 5)
-    while used.count < count, !deadline.passed {
+    _ = waitUntil {
       used += driver.takeUsed(queue)
-      if used.count < count { usleep(200) }
+      return used.count >= count
     }
     return used
   }
@@ -141,8 +141,8 @@ struct TapTests {
       let rig = try TapRig(NetFeature.mergeableBuffers | CommonFeature.eventIndex)
       defer { rig.stop() }
       for number in 1...20 as ClosedRange<UInt8> { _ = hostSends(rig.host, frame(number)) }
-      usleep(20_000)
-      if !rig.driver.takeUsed(0).isEmpty { outcome.fail("a frame without a buffer") }
+      // Long enough for the card to have looked at the tap, and found no buffer.
+      if !staysTrue(for: 0.02, { rig.driver.takeUsed(0).isEmpty }) { outcome.fail("a frame without a buffer") }
       rig.addReceiveBuffers(20)
       if rig.collect(0, 20).count != 20 { outcome.fail("receiving did not resume") }
       if rig.driver.bytes(data + 0x1000 * 19 + 12, 60) != frame(20) { outcome.fail("the last frame differs") }
@@ -180,9 +180,7 @@ struct TapTests {
       if rig.collect(0, 1).count != 1 { outcome.fail("no frame before the deletion") }
       let deleted = unsafe ts_delete_link("t0")
       guard deleted == 0 else { return outcome.fail("the tap can't be deleted: errno \(-deleted)") }
-      let deadline = Deadline(seconds: 5)
-      while rig.device.statistics.backendLost.value == 0, !deadline.passed { usleep(200) }
-      if rig.device.statistics.backendLost.value != 1 { outcome.fail("the loss went unnoticed") }
+      if !waitUntil({ rig.device.statistics.backendLost.value == 1 }) { outcome.fail("the loss went unnoticed") }
       for _ in 0..<5 {
         rig.transmit(frame(2))
         if rig.collect(1, 1).count != 1 { outcome.fail("a chain did not come back") }

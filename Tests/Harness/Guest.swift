@@ -60,12 +60,8 @@ public final class Guest: @unchecked Sendable {
 
   /// Waits for the process's own end; its exit code, or -signal.
   public func waitForExit(timeout: TimeInterval = 30) throws -> Int32 {
-    let deadline = Date(timeIntervalSinceNow: timeout)
-    while process.isRunning {
-      guard Date() < deadline else {
-        throw HarnessError("minivmm did not end within \(timeout) s: …\(console.suffix(600))")
-      }
-      usleep(10_000)
+    guard waitUntil(seconds: timeout, { !process.isRunning }) else {
+      throw HarnessError("minivmm did not end within \(timeout) s: …\(console.suffix(600))")
     }
     return process.terminationReason == .exit ? process.terminationStatus : -process.terminationStatus
   }

@@ -60,7 +60,7 @@ extension Integration {
         process.terminate()
         process.waitUntilExit()
       }
-      for _ in 0..<500 where !FileManager.default.fileExists(atPath: path) { usleep(10_000) }
+      try #require(waitUntil { FileManager.default.fileExists(atPath: path) })
       let guest = try Guest(Self.lab + ["--net", "socket=\(path)"], in: space)
       try guest.wait(for: "lab: ready", timeout: 20)
       #expect(try space.inside("redis-cli", ["-h", Namespace.guest, "set", "k", "socket"]) == "OK\n")

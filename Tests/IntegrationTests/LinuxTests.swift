@@ -58,11 +58,10 @@ extension Integration {
         "http://\(Namespace.guest)/\(name)",
       ]
       try download.run()
-      for _ in 0..<1000 {
-        let size = (try? FileManager.default.attributesOfItem(atPath: target)[.size] as? Int) ?? 0
-        if size > 100_000 { break }
-        usleep(10_000)
+      let isUnderWay = waitUntil(seconds: 30) {
+        ((try? FileManager.default.attributesOfItem(atPath: target)[.size] as? Int) ?? 0) > 100_000
       }
+      #expect(isUnderWay)
       try Snapshot.snapshot(control, to: file, stayPaused: true)
       #expect(download.isRunning, "the download must be under way")
       first.signal(SIGKILL)

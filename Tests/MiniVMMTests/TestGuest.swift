@@ -3,6 +3,7 @@ import CLinux
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import StateCodec
 
 @testable import MiniVMM
@@ -181,9 +182,5 @@ enum UserMode {
 
 /// Waits, for tests only, until a number in guest RAM passes `value`; false after ten seconds.
 func waitForCounter(_ memory: GuestMemory, at address: UInt64 = Code.counter, above value: UInt32) throws -> Bool {
-  for _ in 0..<10_000 {
-    if try memory.load(UInt32.self, at: address) > value { return true }
-    usleep(1000)
-  }
-  return false
+  try waitUntil(seconds: 10) { try memory.load(UInt32.self, at: address) > value }
 }

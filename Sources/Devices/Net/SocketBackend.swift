@@ -101,7 +101,8 @@ public final class SocketBackend: FrameBackend {
         }
         let end = state.end
         let got = unsafe state.input.withUnsafeMutableBytes { bytes in
-          unsafe lx_recv(descriptor, bytes.baseAddress! + end, bytes.count - end)
+          let free = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[end...])
+          return unsafe lx_recv(descriptor, free.baseAddress, free.count)
         }
         if got == -Int(EAGAIN) || got == -Int(EINTR) { return 0 }
         guard got > 0 else {

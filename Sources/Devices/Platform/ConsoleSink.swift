@@ -28,7 +28,9 @@ public final class DescriptorSink: ConsoleSink {
   public func write(_ bytes: ArraySlice<UInt8>) -> Int {
     var done = 0
     while done < bytes.count {
-      let result = unsafe bytes.withUnsafeBytes { unsafe lx_write(descriptor, $0.baseAddress! + done, $0.count - done) }
+      let result = unsafe bytes.dropFirst(done).withUnsafeBytes {
+        unsafe lx_write(descriptor, $0.baseAddress, $0.count)
+      }
       if result > 0 {
         done += result
       } else if result == -Int(EAGAIN) {

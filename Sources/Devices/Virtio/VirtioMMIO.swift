@@ -1,6 +1,5 @@
 internal import CLinux
 public import GuestMemory
-public import StateCodec
 internal import Synchronization
 internal import VirtioLayout
 
@@ -19,9 +18,9 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
   public let notifyDescriptors: [CInt]
 
   let device: any VirtioDevice
-  private let interrupt: VirtioInterrupt
-  private let offered: UInt64
-  private let state: Mutex<Registers>
+  let interrupt: VirtioInterrupt
+  let offered: UInt64
+  let state: Mutex<Registers>
 
   struct Registers: Sendable {
     var status: UInt32 = 0
@@ -114,7 +113,7 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
   }
 
   /// Runs `body` on the queues and, when it met a broken ring, stops the device until the driver resets it.
-  private func withQueues<R: Sendable>(_ body: (inout QueueSet) -> R) -> R {
+  func withQueues<R: Sendable>(_ body: (inout QueueSet) -> R) -> R {
     state.withLock { state in
       let failed = state.queues.failure != nil
       let result = body(&state.queues)
@@ -313,95 +312,6 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
     state = Registers(configGeneration: state.configGeneration, queues: queues)
     interrupt.pending = 0
   }
-
-  // MARK: Machine state
-
-  public func quiesce() { withQueues { device.quiesce(&$0) } }
-
-  public func save(to writer: inout StateWriter) {
-    state.withLock { state in
-      writer.section(sectionTag("vmio"), version: 1) { writer in
-        writer.put(device.deviceID)
-        writer.put(state.status)
-        writer.put(state.deviceFeaturesSelect)
-        writer.put(state.driverFeaturesSelect)
-        writer.put(state.driverFeatures)
-        writer.put(state.queueSelect)
-        writer.put(state.configGeneration)
-        writer.put(state.queues.features)
-        writer.put(interrupt.pending)
-        writer.put(UInt32(state.queues.queues.count))
-        for queue in state.queues.queues { queue.save(to: &writer) }
-        writer.section(sectionTag("vdev"), version: 1) { device.save(to: &$0) }
-      }
-    }
-  }
-
-  public func restore(from reader: inout StateReader) throws(StateError) {
-    var failure: StateError?
-    var input = reader
-    state.withLock { state in
-      do throws(StateError) { try restore(&state, from: &input) } catch { failure = error }
-    }
-    if let failure { throw failure }
-    reader = input
-  }
-
-  private func restore(_ state: inout Registers, from reader: inout StateReader) throws(StateError) {
-    try reader.section(sectionTag("vmio"), version: 1) { reader, _ throws(StateError) in
-      let id = try reader.get(UInt32.self)
-      guard id == device.deviceID else { throw .invalid("\(name) is device \(device.deviceID), saved was \(id)") }
-      var queues = QueueSet(
-        memory: state.queues.memory, count: device.queueCount, interrupt: interrupt, mistakes: mistakes)
-      var restored = Registers(queues: queues)
-      restored.status = try reader.get()
-      restored.deviceFeaturesSelect = try reader.get()
-      restored.driverFeaturesSelect = try reader.get()
-      restored.driverFeatures = try reader.get()
-      restored.queueSelect = try reader.get()
-      restored.configGeneration = try reader.get()
-      queues.features = try reader.get()
-      let pending = try reader.get(UInt32.self)
-      guard restored.status & ~Self.statusBits == 0, pending & ~Self.interruptBits == 0 else {
-        throw .invalid("\(name): status or interrupt bits that do not exist")
-      }
-      guard queues.features & ~offered == 0 else { throw .invalid("\(name): features this device does not offer") }
-      guard try reader.get(UInt32.self) == UInt32(device.queueCount) else {
-        throw .invalid("\(name): another number of queues")
-      }
-      for index in queues.queues.indices {
-        queues.queues[index] = try Virtqueue.restore(from: &reader, memory: queues.memory, features: queues.features)
-      }
-      queues.running =
-        restored.status & (DeviceStatus.driverOK | DeviceStatus.needsReset) == DeviceStatus.driverOK
-      guard !queues.running || restored.status & DeviceStatus.featuresOK != 0 else {
-        throw .invalid("\(name): running without features")
-      }
-      restored.queues = queues
-      device.reset()
-      try reader.section(sectionTag("vdev"), version: 1) { reader, _ throws(StateError) in
-        try device.restore(from: &reader)
-      }
-      state = restored
-      interrupt.pending = pending
-      if queues.running { device.activate(features: queues.features) }
-    }
-  }
-
-  public func resume() {
-    let running = state.withLock { state in
-      device.resume()
-      return state.queues.running
-    }
-    // A notification may have been lost with the old machine; a visit to an idle queue costs nothing.
-    if running { for descriptor in notifyDescriptors { lx_eventfd_signal(descriptor) } }
-    interrupt.resend()
-  }
-
-  private static let statusBits =
-    DeviceStatus.acknowledge | DeviceStatus.driver | DeviceStatus.driverOK | DeviceStatus.featuresOK
-    | DeviceStatus.failed | DeviceStatus.needsReset
-  private static let interruptBits = MMIORegister.usedBufferInterrupt | MMIORegister.configurationInterrupt
 
   /// Driver status bits, for tests and `status`.
   public var status: UInt32 { state.withLock { $0.status } }

@@ -67,9 +67,10 @@ extension VirtualCPU {
     try descriptor.setBytes(.setDebugRegs, state.debugRegs)
     // After SREGS, which say where and in which mode the APIC is; before the deadline, which it would disarm.
     try descriptor.setBytes(.setLAPIC, state.lapic)
-    try setGuestTSC(state.tsc, tsc)
+    let shift = try setGuestTSC(state.tsc, tsc)
     try setRegisters(state.registers)
-    if let deadline = state.tscDeadline {
+    if let saved = state.tscDeadline {
+      let deadline = Self.deadline(saved, shiftedBy: shift)
       try setMSRs([kvm_msr_entry(index: Self.tscDeadlineRegister, reserved: 0, data: deadline)])
     }
     try descriptor.setBytes(.setVCPUEvents, state.events)
@@ -112,25 +113,41 @@ extension VirtualCPU {
   }
 
   private func guestTSC(hostTSC: UInt64?) throws(KVMError) -> UInt64 {
-    var offset: UInt64 = 0
-    if let hostTSC, unsafe ckvm_tsc_offset(descriptor.raw, .getDeviceAttr, &offset) >= 0 { return hostTSC &+ offset }
+    if let hostTSC, let tscOffset { return hostTSC &+ tscOffset }
     return try msrs([Self.tscRegister]).first?.data ?? 0
   }
 
-  private func setGuestTSC(_ saved: UInt64, _ how: TSCRestore) throws(KVMError) {
+  /// Makes the counter continue, and says by how much it is off nevertheless: nothing, except where KVM takes in what it
+  /// is told and shows the guest the host's counter all the same.
+  private func setGuestTSC(_ saved: UInt64, _ how: TSCRestore) throws(KVMError) -> Int64 {
     switch how {
     case .offset(let hostTSC, let elapsed):
-      var offset = saved &+ elapsed &- hostTSC
-      let result = unsafe ckvm_tsc_offset(descriptor.raw, .setDeviceAttr, &offset)
-      guard result >= 0 else { throw .failed(.setDeviceAttr, errno: -result) }
+      let wanted = saved &+ elapsed &- hostTSC
+      try setTSCOffset(wanted)
+      return Int64(bitPattern: (tscOffset ?? wanted) &- wanted)
     case .register(let elapsed):
-      try setMSRs([kvm_msr_entry(index: Self.tscRegister, reserved: 0, data: saved &+ elapsed)])
+      let wanted = saved &+ elapsed
+      try setMSRs([kvm_msr_entry(index: Self.tscRegister, reserved: 0, data: wanted)])
+      return Int64(bitPattern: (try msrs([Self.tscRegister]).first?.data ?? wanted) &- wanted)
     }
   }
 
-  var hasTSCOffset: Bool {
+  /// The deadline that is as far ahead of a counter that is off by `shift` as the saved one was: left as it is, a timer
+  /// would be hours late on a host that was booted after the one it was saved on. 0 is no timer; one long due stays due.
+  static func deadline(_ saved: UInt64, shiftedBy shift: Int64) -> UInt64 {
+    saved == 0 ? 0 : UInt64(clamping: max(1, Int128(saved) + Int128(shift)))
+  }
+
+  /// What the guest's counter is ahead of the host's; nil where KVM doesn't tell.
+  var tscOffset: UInt64? {
     var offset: UInt64 = 0
-    return unsafe ckvm_tsc_offset(descriptor.raw, .getDeviceAttr, &offset) >= 0
+    return unsafe ckvm_tsc_offset(descriptor.raw, .getDeviceAttr, &offset) >= 0 ? offset : nil
+  }
+
+  func setTSCOffset(_ value: UInt64) throws(KVMError) {
+    var offset = value
+    let result = unsafe ckvm_tsc_offset(descriptor.raw, .setDeviceAttr, &offset)
+    guard result >= 0 else { throw .failed(.setDeviceAttr, errno: -result) }
   }
 
   /// Whether the LVT timer entry (0x320) is unmasked and in TSC-deadline mode (Intel SDM vol. 3, 11.5.4).

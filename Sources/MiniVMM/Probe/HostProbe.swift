@@ -93,6 +93,7 @@ public enum HostProbe {
       let speed = try TinyGuest.kernelSpeed(system)
       let exit = try TinyGuest.exitCost(system)
       let hides = try TinyGuest.cpuidCanHide(system)
+      let sets = try TinyGuest.counterCanBeSet(system)
       let stale = try TinyGuest.translationsGoStale(system)
       return [
         speed < 50
@@ -108,6 +109,12 @@ public enum HostProbe {
           : Finding(
             "CPUID", .note, "features can't be hidden: KVM shows the host's bits whatever it is told",
             cure: "pass clearcpuid= to Linux guests, as guests/linux does"),
+        sets
+          ? Finding("counter", .ok, "a restored guest's time stamp counter continues")
+          : Finding(
+            "counter", .note,
+            "guests see the host's time stamp counter: it jumps when a snapshot is restored (kvmclock and timers do not)",
+            cure: "let guests keep time by kvmclock, as Linux does by itself"),
         stale
           ? Finding(
             "translations", .note,

@@ -60,6 +60,16 @@ struct TinyGuest {
     }
   }
 
+  /// Whether a vCPU's time stamp counter can be set apart from the host's.
+  static func counterCanBeSet(_ system: KVMSystem) throws(ProbeError) -> Bool {
+    let guest = try TinyGuest(system)
+    return try kvm { () throws(KVMError) in
+      guard let offset = guest.cpu.tscOffset else { return true }
+      try guest.cpu.setTSCOffset(offset &- 1 << 32)
+      return guest.cpu.tscOffset == offset &- 1 << 32
+    }
+  }
+
   /// Whether the guest goes on seeing an old page after user space has changed its page table under it: a long-mode
   /// guest in ring 3 (where no host interprets) reads address 0x5000 twice, and in between its page-table entry is
   /// pointed elsewhere.

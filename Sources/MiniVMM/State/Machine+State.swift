@@ -87,7 +87,7 @@ extension Machine {
     let nanoseconds = now.clock > state.vm.clock ? now.clock - state.vm.clock : 0
     let elapsed = UInt64(
       truncatingIfNeeded: UInt128(nanoseconds) * UInt128(state.vcpus.first?.tscKHz ?? 0) / 1_000_000)
-    guard now.flags & UInt32(KVM_CLOCK_HOST_TSC) != 0, vcpus.allSatisfy(\.hasTSCOffset) else {
+    guard now.flags & UInt32(KVM_CLOCK_HOST_TSC) != 0, vcpus.allSatisfy({ $0.tscOffset != nil }) else {
       return .register(elapsed: elapsed)
     }
     return .offset(hostTSC: now.host_tsc, elapsed: elapsed)

@@ -103,3 +103,16 @@ final class MemoryBackend: FrameBackend {
     }
   }
 }
+
+/// `count` bytes that differ from frame to frame.
+func testFrame(_ number: Int, _ count: Int) -> [UInt8] {
+  (0..<count).map { UInt8(truncatingIfNeeded: number &* 7 &+ $0) }
+}
+
+extension TestDriver {
+  /// Tells the card what epoll would: that its back end has something (or room).
+  func backendReady(_ events: UInt32 = EPOLLIN.rawValue) {
+    mmio.ready(tag: VirtioMMIO.deviceTag, events: events)
+    run()
+  }
+}
