@@ -39,6 +39,9 @@ let package = Package(
     .target(
       name: "MiniVMM", dependencies: ["Devices", "GuestMemory", "StateCodec", "CKVM", "CLinux", "CElf", "CSeccomp"],
       path: "Sources/MiniVMM", swiftSettings: settings),
+    .target(
+      name: "Pair", dependencies: ["Replication", "MiniVMM", "Devices", "GuestMemory", "CLinux"], path: "Sources/Pair",
+      swiftSettings: settings),
     .executableTarget(
       name: "CLI",
       dependencies: [

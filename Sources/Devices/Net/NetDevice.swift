@@ -131,7 +131,8 @@ public final class NetDevice: VirtioDevice {
         lose(&state)
         return Self.transmitQueue
       }
-      if events & EPOLLOUT.rawValue != 0, backend.flush() {
+      // Not only on EPOLLOUT: a back end that is not a single descriptor tells of room by whatever event it can.
+      if state.interest & EPOLLOUT.rawValue != 0, backend.flush() {
         setInterest(state.interest & ~EPOLLOUT.rawValue, &state)
         if transmit(&state, &queues) { setInterest(state.interest | EPOLLOUT.rawValue, &state) }
       }

@@ -1,0 +1,187 @@
+internal import CLinux
+public import Devices
+internal import Glibc
+public import GuestMemory
+public import Replication
+internal import Synchronization
+
+/// What a card's back end tells the engine of its side, on the device thread. Frames with their virtio-net header.
+public protocol PairTraffic: AnyObject, Sendable {
+  /// A frame from the wire, numbered from 1, which the guest is about to get.
+  func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer)
+  /// What the guest sent: with the gate's token where it serves, without one where it follows.
+  func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer)
+  /// The gate has no room: only a checkpoint makes some.
+  func gateIsFull()
+}
+
+/// The network back end of a guest that is one of a pair. It stands between the card and the tap:
+/// what comes from the wire is counted and told to the secondary before the guest has it, and what the guest sends goes
+/// through the output gate; on a secondary, input comes from the log and output goes to be compared, and the tap is not
+/// touched until it takes over.
+///
+/// Frames carry a virtio-net header of 12 bytes throughout.
+public final class PairBackend: FrameBackend {
+  /// Where frames come from and go to.
+  public enum Side: Sendable {
+    case serving
+    case following
+  }
+
+  /// An epoll descriptor over the tap (when serving) and ``wake``: readable when a frame may wait.
+  public let descriptor: CInt
+  private let tap: any FrameBackend
+  /// Signalled when the log or the gate has changed.
+  private let wake: CInt
+  public let gate: OutputGate
+  public let log: InputLog
+  private let state: Mutex<State>
+  private let traffic: any PairTraffic
+
+  private struct State {
+    var side: Side
+    /// Numbers input for a secondary.
+    var forwards = false
+    var given: UInt64 = 0
+    /// The gate was full: the card waits for room.
+    var waits = false
+    var scratch: [UInt8] = []
+  }
+
+  public init(
+    tap: any FrameBackend, side: Side, gate: OutputGate, log: InputLog, traffic: any PairTraffic
+  ) throws(HostError) {
+    self.tap = tap
+    self.gate = gate
+    self.log = log
+    self.traffic = traffic
+    descriptor = lx_epoll_create()
+    wake = lx_eventfd(0)
+    state = Mutex(State(side: side))
+    guard descriptor >= 0, wake >= 0 else { throw HostError(operation: "epoll_create", errno: -min(descriptor, wake)) }
+    lx_epoll_ctl(descriptor, EPOLL_CTL_ADD, wake, EPOLLIN.rawValue, 0)
+    if side == .serving { lx_epoll_ctl(descriptor, EPOLL_CTL_ADD, tap.descriptor, EPOLLIN.rawValue, 1) }
+  }
+
+  deinit {
+    lx_close(wake)
+    lx_close(descriptor)
+  }
+
+  // MARK: Control
+
+  /// Input is numbered from 1 and told to the secondary from here on. The machine stands still.
+  public func beginForwarding() {
+    state.withLock { state in
+      state.forwards = true
+      state.given = 0
+    }
+  }
+
+  public func endForwarding() { state.withLock { $0.forwards = false } }
+
+  /// How many frames of input the guest has been given since ``beginForwarding()``.
+  public var given: UInt64 { state.withLock { $0.side == .serving ? $0.given : log.given } }
+
+  /// A secondary that takes over: from now on the tap is its wire. What is left in the log comes first.
+  public func serve() {
+    state.withLock { state in
+      guard state.side == .following else { return }
+      state.side = .serving
+      state.forwards = false
+      lx_epoll_ctl(descriptor, EPOLL_CTL_ADD, tap.descriptor, EPOLLIN.rawValue, 1)
+    }
+    signal()
+  }
+
+  /// There is input in the log.
+  public func signal() { lx_eventfd_signal(wake) }
+
+  /// Frames have left the gate.
+  public func roomMade() {
+    let waited = state.withLock { state in
+      defer { state.waits = false }
+      return state.waits
+    }
+    if waited { signal() }
+  }
+
+  // MARK: FrameBackend
+
+  public var offloads: UInt64 { tap.offloads }
+  public func setGuestOffloads(_ features: UInt64) { tap.setGuestOffloads(features) }
+  public func flush() -> Bool { state.withLock { !$0.waits } }
+
+  public func send(
+    _ header: [UInt8], _ frame: GuestBuffers, offset: UInt64, count: UInt64, memory: GuestMemory
+  ) -> SendResult {
+    state.withLock { state in
+      let size = header.count + Int(count)
+      if state.scratch.count < size { state.scratch = [UInt8](repeating: 0, count: size) }
+      return unsafe state.scratch.withUnsafeMutableBytes { scratch in
+        unsafe header.withUnsafeBytes { unsafe scratch.copyMemory(from: $0) }
+        let body = unsafe UnsafeMutableRawBufferPointer(rebasing: scratch[header.count..<size])
+        guard unsafe memory.gather(frame, offset: offset, into: body) == Int(count) else { return .dropped }
+        let whole = unsafe UnsafeRawBufferPointer(rebasing: scratch[..<size])
+        guard state.side == .serving else {
+          unsafe traffic.output(nil, whole)
+          return .sent
+        }
+        switch unsafe gate.put(whole, flow: FrameFlow.key(whole), inputGiven: state.forwards ? state.given : 0) {
+        case .admitted(let token):
+          state.waits = false
+          if state.forwards { unsafe traffic.output(token, whole) }
+          return .sent
+        case .full:
+          state.waits = true
+          traffic.gateIsFull()
+          return .full
+        }
+      }
+    }
+  }
+
+  public func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int {
+    state.withLock { state in
+      _ = lx_eventfd_take(wake)
+      let logged = unsafe log.next(into: buffer)
+      if logged > 0 || state.side == .following { return logged }
+      let count = unsafe tap.receive(into: buffer)
+      guard count > 0, state.forwards else { return count }
+      state.given += 1
+      unsafe traffic.input(state.given, UnsafeRawBufferPointer(rebasing: buffer[..<count]))
+      return count
+    }
+  }
+}
+
+/// Which flow a frame belongs to: frames of one flow must leave in their order, those of others need not wait.
+enum FrameFlow {
+  /// A hash of addresses, protocol and ports; frames that aren't TCP or UDP without fragments share one flow a protocol.
+  /// - Parameter frame: with its virtio-net header.
+  static func key(_ frame: UnsafeRawBufferPointer) -> UInt64 {
+    let ethernet = 12
+    guard frame.count >= ethernet + 14 else { return 0 }
+    func byte(_ offset: Int) -> UInt64 { offset < frame.count ? UInt64(unsafe frame[offset]) : 0 }
+    let type = byte(ethernet + 12) << 8 | byte(ethernet + 13)
+    let ip = ethernet + 14
+    var hash: UInt64 = 0xcbf2_9ce4_8422_2325 ^ type
+    func add(_ range: Range<Int>) { for index in range { hash = (hash ^ byte(index)) &* 0x100_0000_01b3 } }
+    switch type {
+    case 0x0800:
+      let header = Int(byte(ip) & 15) * 4
+      let fragment = (byte(ip + 6) & 0x3f) << 8 | byte(ip + 7)
+      let proto = byte(ip + 9)
+      add(ip + 9..<ip + 10)
+      add(ip + 12..<ip + 20)
+      if fragment == 0, proto == 6 || proto == 17 { add(ip + header..<ip + header + 4) }
+    case 0x86dd:
+      let proto = byte(ip + 6)
+      add(ip + 6..<ip + 7)
+      add(ip + 8..<ip + 40)
+      if proto == 6 || proto == 17 { add(ip + 40..<ip + 44) }
+    default: break
+    }
+    return hash
+  }
+}
