@@ -67,6 +67,9 @@ let package = Package(
       dependencies: ["MiniVMM", "Devices", "GuestMemory", "StateCodec", "CLinux", "CKVM", "Harness"],
       path: "Tests/MiniVMMTests", swiftSettings: settings),
     .testTarget(
+      name: "PairTests", dependencies: ["Pair", "Replication", "MiniVMM", "Devices", "GuestMemory", "CLinux"],
+      path: "Tests/PairTests", swiftSettings: settings),
+    .testTarget(
       name: "ReplicationTests", dependencies: ["Replication", "StateCodec", "CLinux"],
       path: "Tests/ReplicationTests", swiftSettings: settings),
   ]

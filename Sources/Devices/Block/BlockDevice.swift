@@ -12,7 +12,7 @@ public final class BlockDevice: VirtioDevice {
   /// Data segments a request may have: the queue less header and status.
   static let segmentMax = UInt32(Virtqueue.maximumSize) - 2
 
-  private let disk: DiskFile
+  private let disk: any Disk
   private let serial: [UInt8]
   private let workers: DiskWorkers
   private let slots: DiskSlots
@@ -22,7 +22,7 @@ public final class BlockDevice: VirtioDevice {
   ///   - workerCount: threads for requests that wait.
   ///   - onWorkerStart: runs first on each worker thread (its seccomp filter).
   public init(
-    disk: DiskFile, serial: String, workerCount: Int = 4, onWorkerStart: @escaping @Sendable () -> Void = {}
+    disk: any Disk, serial: String, workerCount: Int = 4, onWorkerStart: @escaping @Sendable () -> Void = {}
   ) throws(HostError) {
     self.disk = disk
     self.serial = Array(serial.utf8.prefix(BlockRequestHeader.idLength))
@@ -95,7 +95,7 @@ public final class BlockDevice: VirtioDevice {
       queues.mistakes.add(.request)
       return queues.push(queue, head: chain.head, written: 0)
     }
-    let outcome: DiskFile.Outcome
+    let outcome: DiskOutcome
     switch request.operation {
     case .read(let position, let count):
       outcome = disk.read(memory, chain.writable, count: count, position: position, nowait: true)
@@ -123,7 +123,7 @@ public final class BlockDevice: VirtioDevice {
   }
 
   private func complete(
-    _ chain: DescriptorChain, _ request: BlockRequest, _ outcome: DiskFile.Outcome, _ queue: Int,
+    _ chain: DescriptorChain, _ request: BlockRequest, _ outcome: DiskOutcome, _ queue: Int,
     _ queues: inout QueueSet
   ) {
     let ok = outcome == .done

@@ -1,6 +1,6 @@
 internal import CLinux
 internal import Glibc
-internal import GuestMemory
+public import GuestMemory
 
 /// Why a disk could not be opened. The message says what to do about it.
 public enum DiskError: Error, Equatable, Sendable {
@@ -30,15 +30,7 @@ extension DiskError: CustomStringConvertible {
 }
 
 /// A raw image file or block device. Calls may come from several threads; the kernel keeps the file position out of it.
-public final class DiskFile: Sendable {
-  /// What came of a request's I/O.
-  public enum Outcome: Sendable, Equatable {
-    case done
-    /// Can't be finished without waiting; only with `nowait`.
-    case wouldBlock
-    case failed(Int32)
-  }
-
+public final class DiskFile: Disk {
   public let isReadOnly: Bool
   /// Capacity in bytes, a multiple of 512, fixed when opened.
   public let capacity: UInt64
@@ -67,10 +59,10 @@ public final class DiskFile: Sendable {
 
   /// Reads `count` bytes at `position` into `buffers`, and marks them as written: all of them, because what a failed
   /// read left behind is unknown, and here, because a request that ends in a reset has nobody else to do it.
-  /// - Parameter nowait: give up with ``Outcome/wouldBlock`` rather than wait for the device (page cache misses).
-  func read(
+  /// - Parameter nowait: give up with ``DiskOutcome/wouldBlock`` rather than wait for the device (page cache misses).
+  public func read(
     _ memory: GuestMemory, _ buffers: GuestBuffers, count: UInt64, position: UInt64, nowait: Bool
-  ) -> Outcome {
+  ) -> DiskOutcome {
     defer { memory.markDirty(buffers, count: count) }
     return unsafe transfer(memory, buffers, offset: 0, count: count, position: position) { vectors, at in
       unsafe lx_preadv(descriptor, vectors.baseAddress, CInt(vectors.count), at, nowait ? LX_NOWAIT : 0)
@@ -78,9 +70,9 @@ public final class DiskFile: Sendable {
   }
 
   /// Writes `count` bytes from `buffers`, from `offset` in them on, at `position`.
-  func write(
+  public func write(
     _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64, nowait: Bool
-  ) -> Outcome {
+  ) -> DiskOutcome {
     unsafe transfer(memory, buffers, offset: offset, count: count, position: position) { vectors, at in
       unsafe lx_pwritev(descriptor, vectors.baseAddress, CInt(vectors.count), at, nowait ? LX_NOWAIT : 0)
     }
@@ -90,7 +82,7 @@ public final class DiskFile: Sendable {
   private func transfer(
     _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64,
     _ call: (UnsafeMutableBufferPointer<iovec>, Int64) -> Int
-  ) -> Outcome {
+  ) -> DiskOutcome {
     var done: UInt64 = 0
     while done < count {
       let result = unsafe memory.withVectors(buffers, offset: offset + done, count: count - done) { vectors in
@@ -109,22 +101,65 @@ public final class DiskFile: Sendable {
     return .done
   }
 
+  // MARK: Plain bytes, for those who replicate a disk
+
+  /// Reads `bytes.count` bytes at `position`. 0 or an errno.
+  package func copy(into bytes: inout [UInt8], from position: UInt64) -> CInt {
+    var done = 0
+    while done < bytes.count {
+      let result = unsafe bytes.withUnsafeMutableBytes { buffer in
+        let rest = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
+        return unsafe lx_pread(descriptor, rest.baseAddress, rest.count, Int64(position) + Int64(done))
+      }
+      if result == -Int(EINTR) { continue }
+      guard result > 0 else { return result == 0 ? EIO : CInt(-result) }
+      done += result
+    }
+    return 0
+  }
+
+  /// Writes bytes at `position`. 0 or an errno.
+  package func put(_ bytes: [UInt8], at position: UInt64) -> CInt {
+    var done = 0
+    while done < bytes.count {
+      let result = unsafe bytes.withUnsafeBytes { buffer in
+        let rest = unsafe UnsafeRawBufferPointer(rebasing: buffer[done...])
+        return unsafe lx_pwrite(descriptor, rest.baseAddress, rest.count, Int64(position) + Int64(done))
+      }
+      if result == -Int(EINTR) { continue }
+      guard result > 0 else { return result == 0 ? EIO : CInt(-result) }
+      done += result
+    }
+    return 0
+  }
+
+  /// The first range at or behind `position` that is not a hole; nil when there is none.
+  package func data(from position: UInt64) -> Range<UInt64>? {
+    guard position < capacity else { return nil }
+    let start = lx_lseek(descriptor, Int64(position), SEEK_DATA)
+    if start == Int64(-ENXIO) { return nil }
+    // File systems and block devices that know no holes: all of it is data.
+    guard start >= 0 else { return position..<capacity }
+    let end = lx_lseek(descriptor, start, SEEK_HOLE)
+    return UInt64(start)..<(end > start ? min(UInt64(end), capacity) : capacity)
+  }
+
   /// Makes everything written durable.
-  func flush() -> Outcome {
+  public func flush() -> DiskOutcome {
     let result = lx_fdatasync(descriptor)
     return result < 0 ? .failed(-result) : .done
   }
 
   /// Gives a range back to the file system; it reads as zeros afterwards where holes are supported, and keeps its
   /// contents elsewhere, which DISCARD allows.
-  func discard(position: UInt64, count: UInt64) -> Outcome {
+  public func discard(position: UInt64, count: UInt64) -> DiskOutcome {
     let result = lx_fallocate(
       descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, Int64(position), Int64(count))
     return result < 0 && result != -EOPNOTSUPP ? .failed(-result) : .done
   }
 
   /// Makes a range read as zeros; with `unmap` it may be deallocated.
-  func writeZeroes(position: UInt64, count: UInt64, unmap: Bool) -> Outcome {
+  public func writeZeroes(position: UInt64, count: UInt64, unmap: Bool) -> DiskOutcome {
     let mode = unmap ? FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE : FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
     let result = lx_fallocate(descriptor, mode, Int64(position), Int64(count))
     guard result == -EOPNOTSUPP else { return result < 0 ? .failed(-result) : .done }

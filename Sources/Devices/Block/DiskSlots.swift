@@ -10,7 +10,7 @@ final class DiskSlots: Sendable {
     var chain = DescriptorChain()
     var request: BlockRequest?
     var memory: GuestMemory?
-    var outcome = DiskFile.Outcome.done
+    var outcome = DiskOutcome.done
   }
 
   private struct Table {
@@ -20,10 +20,10 @@ final class DiskSlots: Sendable {
     var spare = DescriptorChain()
   }
 
-  private let disk: DiskFile
+  private let disk: any Disk
   private let table = Mutex(Table())
 
-  init(disk: DiskFile) { self.disk = disk }
+  init(disk: any Disk) { self.disk = disk }
 
   /// The chain that requests on the device thread are popped into; kept for its capacity.
   var spareChain: DescriptorChain {
@@ -62,7 +62,7 @@ final class DiskSlots: Sendable {
     table.withLock { $0.slots[index].outcome = outcome }
   }
 
-  private func perform(_ request: BlockRequest, _ chain: DescriptorChain, _ memory: GuestMemory) -> DiskFile.Outcome {
+  private func perform(_ request: BlockRequest, _ chain: DescriptorChain, _ memory: GuestMemory) -> DiskOutcome {
     switch request.operation {
     case .read(let position, let count):
       return disk.read(memory, chain.writable, count: count, position: position, nowait: false)
@@ -87,7 +87,7 @@ final class DiskSlots: Sendable {
 
   /// Hands every finished request to `body` and frees its slot.
   func takeFinished(
-    _ workers: DiskWorkers, _ body: (DescriptorChain, BlockRequest, DiskFile.Outcome) -> Void
+    _ workers: DiskWorkers, _ body: (DescriptorChain, BlockRequest, DiskOutcome) -> Void
   ) {
     var finished: [Int] = []
     table.withLock { swap(&finished, &$0.finished) }

@@ -1,0 +1,35 @@
+public import GuestMemory
+
+/// What came of a disk request's I/O.
+public enum DiskOutcome: Sendable, Equatable {
+  case done
+  /// Can't be finished without waiting; only with `nowait`.
+  case wouldBlock
+  /// An errno.
+  case failed(Int32)
+}
+
+/// What a virtio-blk device keeps its blocks in. Calls come from the device thread and from the device's workers, several
+/// at a time. Positions and counts are bytes and lie within ``capacity``; the device has checked that.
+public protocol Disk: AnyObject, Sendable {
+  var isReadOnly: Bool { get }
+  /// In bytes, a multiple of 512; does not change.
+  var capacity: UInt64 { get }
+
+  /// Reads into guest buffers and marks their pages.
+  /// - Parameter nowait: give up with ``DiskOutcome/wouldBlock`` rather than wait for the medium; the device then asks again
+  ///   on a worker.
+  func read(
+    _ memory: GuestMemory, _ buffers: GuestBuffers, count: UInt64, position: UInt64, nowait: Bool
+  ) -> DiskOutcome
+  /// Writes from guest buffers, from `offset` in them on.
+  func write(
+    _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64, nowait: Bool
+  ) -> DiskOutcome
+  /// Makes everything written durable.
+  func flush() -> DiskOutcome
+  /// The range's contents are not needed any more.
+  func discard(position: UInt64, count: UInt64) -> DiskOutcome
+  /// The range reads as zeros from now on; with `unmap` it may be deallocated.
+  func writeZeroes(position: UInt64, count: UInt64, unmap: Bool) -> DiskOutcome
+}

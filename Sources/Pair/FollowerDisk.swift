@@ -1,0 +1,216 @@
+internal import CLinux
+public import Devices
+internal import Glibc
+public import GuestMemory
+internal import Synchronization
+
+/// The disk of a secondary. Its file is the disk as of the last loaded checkpoint. What the primary changes is kept until
+/// the checkpoint of that epoch is loaded; what the secondary's own guest changes goes to an overlay, which each load throws
+/// away and a takeover makes part of the file.
+public final class FollowerDisk: Disk {
+  private static let blockSize: UInt64 = 4096
+
+  private struct State {
+    /// Blocks that the overlay has.
+    var present: Set<UInt64> = []
+    var changes: [(epoch: UInt64, change: DiskChange)] = []
+    var weight = 0
+    /// The overlay is part of the file: the guest works on the file alone.
+    var serves = false
+  }
+
+  private let file: DiskFile
+  /// An unlinked file; block n of the disk at its place.
+  private let overlay: CInt
+  private let state = Mutex(State())
+  /// Bytes of the primary's changes that are kept at most.
+  public let limit: Int
+
+  public init(_ file: DiskFile, limit: Int = 256 << 20) throws(HostError) {
+    self.file = file
+    self.limit = limit
+    overlay = unsafe lx_memfd_plain("disk-overlay")
+    guard overlay >= 0 else { throw HostError(operation: "memfd_create", errno: -overlay) }
+  }
+
+  deinit { lx_close(overlay) }
+
+  public var isReadOnly: Bool { file.isReadOnly }
+  public var capacity: UInt64 { file.capacity }
+
+  // MARK: The primary's changes
+
+  /// Keeps a change of the primary's epoch; false when it is out of the disk's range, or more is kept than the limit
+  /// allows.
+  public func keep(_ change: DiskChange, epoch: UInt64) -> Bool {
+    let count: UInt64 =
+      switch change.kind {
+      case .write(let bytes): UInt64(bytes.count)
+      case .discard(let count), .zero(let count, _): count
+      }
+    guard change.position <= capacity, count <= capacity - change.position else { return false }
+    return state.withLock { state in
+      guard state.weight + change.weight <= limit else { return false }
+      state.changes.append((epoch, change))
+      state.weight += change.weight
+      return true
+    }
+  }
+
+  /// Changes the file to what it was for the primary at the end of `epoch`, and forgets the overlay. The guest stands
+  /// still.
+  /// - Returns: 0 or an errno.
+  public func load(epoch: UInt64) -> CInt {
+    state.withLock { state in
+      var done = 0
+      for (changed, change) in state.changes where changed <= epoch {
+        let error = apply(change)
+        guard error == 0 else { return error }
+        state.weight -= change.weight
+        done += 1
+      }
+      // Epochs ascend, so these are the first.
+      state.changes.removeFirst(done)
+      state.present.removeAll(keepingCapacity: true)
+      return max(0, -lx_ftruncate(overlay, 0))
+    }
+  }
+
+  /// Makes the overlay part of the file and everything durable; forgets the unfinished epoch. From then on the guest works
+  /// on the file. The guest stands still.
+  /// - Returns: 0 or an errno.
+  public func takeOver() -> CInt {
+    state.withLock { state in
+      var block = [UInt8](repeating: 0, count: Int(Self.blockSize))
+      for number in state.present.sorted() {
+        let position = number * Self.blockSize
+        let count = Int(min(Self.blockSize, capacity - position))
+        if block.count != count { block = [UInt8](repeating: 0, count: count) }
+        let got = unsafe block.withUnsafeMutableBytes {
+          unsafe lx_pread(overlay, $0.baseAddress, $0.count, Int64(position))
+        }
+        guard got == count else { return EIO }
+        let error = file.put(block, at: position)
+        guard error == 0 else { return error }
+      }
+      state.present = []
+      state.changes = []
+      state.weight = 0
+      _ = lx_ftruncate(overlay, 0)
+      guard case .failed(let error) = file.flush() else {
+        state.serves = true
+        return 0
+      }
+      return error
+    }
+  }
+
+  private func apply(_ change: DiskChange) -> CInt {
+    let outcome: DiskOutcome =
+      switch change.kind {
+      case .write(let bytes):
+        switch file.put(bytes, at: change.position) {
+        case 0: .done
+        case let error: .failed(error)
+        }
+      case .discard(let count): file.discard(position: change.position, count: count)
+      case .zero(let count, let unmap): file.writeZeroes(position: change.position, count: count, unmap: unmap)
+      }
+    if case .failed(let error) = outcome { return error }
+    return 0
+  }
+
+  // MARK: Disk
+
+  public func read(
+    _ memory: GuestMemory, _ buffers: GuestBuffers, count: UInt64, position: UInt64, nowait: Bool
+  ) -> DiskOutcome {
+    state.withLock { state in
+      if state.serves || state.present.isEmpty {
+        return file.read(memory, buffers, count: count, position: position, nowait: nowait)
+      }
+      var bytes = [UInt8](repeating: 0, count: Int(count))
+      let error = contents(&bytes, position, state)
+      guard error == 0 else { return .failed(error) }
+      unsafe bytes.withUnsafeBytes { _ = unsafe memory.scatter($0, to: buffers) }
+      return .done
+    }
+  }
+
+  public func write(
+    _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64, nowait: Bool
+  ) -> DiskOutcome {
+    state.withLock { state in
+      if state.serves {
+        return file.write(memory, buffers, offset: offset, count: count, position: position, nowait: nowait)
+      }
+      var bytes = [UInt8](repeating: 0, count: Int(count))
+      let got = unsafe bytes.withUnsafeMutableBytes { unsafe memory.gather(buffers, offset: offset, into: $0) }
+      guard got == Int(count) else { return .failed(EFAULT) }
+      return overlay(bytes, at: position, &state)
+    }
+  }
+
+  /// What the overlay holds is in memory; the file was made durable by whoever wrote it.
+  public func flush() -> DiskOutcome { state.withLock { $0.serves } ? file.flush() : .done }
+
+  public func discard(position: UInt64, count: UInt64) -> DiskOutcome {
+    // Its contents need not be kept, but may be.
+    state.withLock { $0.serves } ? file.discard(position: position, count: count) : .done
+  }
+
+  public func writeZeroes(position: UInt64, count: UInt64, unmap: Bool) -> DiskOutcome {
+    state.withLock { state in
+      if state.serves { return file.writeZeroes(position: position, count: count, unmap: unmap) }
+      var at = position
+      while at < position + count {
+        let size = min(1 << 20, position + count - at)
+        let outcome = overlay([UInt8](repeating: 0, count: Int(size)), at: at, &state)
+        guard outcome == .done else { return outcome }
+        at += size
+      }
+      return .done
+    }
+  }
+
+  /// Reads through the overlay, block by block.
+  private func contents(_ bytes: inout [UInt8], _ position: UInt64, _ state: State) -> CInt {
+    let error = file.copy(into: &bytes, from: position)
+    guard error == 0 else { return error }
+    var at = position
+    let end = position + UInt64(bytes.count)
+    while at < end {
+      let block = at / Self.blockSize
+      let stop = min(end, (block + 1) * Self.blockSize)
+      if state.present.contains(block) {
+        let got = unsafe bytes.withUnsafeMutableBytes { buffer in
+          let part = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[Int(at - position)..<Int(stop - position)])
+          return unsafe lx_pread(overlay, part.baseAddress, part.count, Int64(at))
+        }
+        guard got == Int(stop - at) else { return EIO }
+      }
+      at = stop
+    }
+    return 0
+  }
+
+  private func overlay(_ bytes: [UInt8], at position: UInt64, _ state: inout State) -> DiskOutcome {
+    guard !bytes.isEmpty else { return .done }
+    let end = position + UInt64(bytes.count)
+    // Blocks that are changed in part are completed from the file first.
+    for block in [position / Self.blockSize, (end - 1) / Self.blockSize] where !state.present.contains(block) {
+      let start = block * Self.blockSize
+      var whole = [UInt8](repeating: 0, count: Int(min(Self.blockSize, capacity - start)))
+      let error = file.copy(into: &whole, from: start)
+      guard error == 0, put(whole, at: start) else { return .failed(error == 0 ? EIO : error) }
+      state.present.insert(block)
+    }
+    guard put(bytes, at: position) else { return .failed(ENOSPC) }
+    for block in position / Self.blockSize...(end - 1) / Self.blockSize { state.present.insert(block) }
+    return .done
+  }
+
+  private func put(_ bytes: [UInt8], at position: UInt64) -> Bool {
+    unsafe bytes.withUnsafeBytes { unsafe lx_pwrite(overlay, $0.baseAddress, $0.count, Int64(position)) } == bytes.count
+  }
+}
