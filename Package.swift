@@ -17,6 +17,7 @@ let package = Package(
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+    .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
   ],
   targets: [
     .systemLibrary(
@@ -35,7 +36,8 @@ let package = Package(
       name: "Devices", dependencies: ["GuestMemory", "StateCodec", "VirtioLayout", "CLinux"],
       path: "Sources/Devices", swiftSettings: settings),
     .target(
-      name: "Replication", dependencies: ["StateCodec", "CLinux"], path: "Sources/Replication", swiftSettings: settings),
+      name: "Replication",
+      dependencies: ["StateCodec", "CLinux", .product(name: "Crypto", package: "swift-crypto")], path: "Sources/Replication", swiftSettings: settings),
     .target(
       name: "MiniVMM", dependencies: ["Devices", "GuestMemory", "StateCodec", "CKVM", "CLinux", "CElf", "CSeccomp"],
       path: "Sources/MiniVMM", swiftSettings: settings),

@@ -1,0 +1,268 @@
+internal import CLinux
+public import Crypto
+internal import Glibc
+internal import Synchronization
+
+/// Why a channel ended.
+public enum ChannelError: Error, Equatable, Sendable {
+  /// The other side closed it, or the network did.
+  case closed
+  case system(operation: String, errno: Int32)
+  /// Nothing came within the time a step may take.
+  case timedOut
+  /// The other side does not have our key, or is no peer of ours.
+  case notAuthentic
+  case otherVersion(UInt32)
+  case messageTooLong(UInt64)
+  /// The other side does not read: more waits than may.
+  case sendQueueFull
+}
+
+extension ChannelError: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .closed: "the other side closed the connection"
+    case .system(let operation, let error):
+      "\(operation) on the replication channel: \(unsafe String(cString: lx_strerror(error)))"
+    case .timedOut: "the other side does not answer; is it a minivmm that waits for a peer?"
+    case .notAuthentic: "the other side does not have the same key; give both the same --key file"
+    case .otherVersion(let version):
+      "the other side speaks version \(version) of the protocol, this one \(Channel.version); run the same build on both"
+    case .messageTooLong(let count): "the other side announced a message of \(count) bytes"
+    case .sendQueueFull: "the other side does not read what it is sent"
+    }
+  }
+}
+
+/// A connected stream socket on which two sides that share a key exchange authenticated messages.
+///
+///     greeting: magic "MVMMPAIR"  version:4  nonce:32                        both, at once
+///     proof:    HMAC-SHA-256(key, "proof" · role · own nonce · other nonce)  both
+///     then:     { length:4  message  HMAC-SHA-256(direction's key, sequence:8 · length:4 · message):32 }…
+///
+/// The keys of the directions come from the shared one and both nonces (HKDF), so nothing of another session, direction or
+/// position is taken. One thread sends, one receives; ``send(_:)`` is for any thread.
+public final class Channel: Sendable {
+  public enum Side: UInt8, Sendable { case primary = 1, secondary = 2 }
+
+  public static let version: UInt32 = 1
+  private static let magic = Array("MVMMPAIR".utf8)
+  private static let nonceSize = 32
+  private static let macSize = 32
+
+  private struct Queue {
+    /// Small and urgent first: heartbeats, input, acknowledgements do not wait behind a checkpoint's pages.
+    var urgent: [[UInt8]] = []
+    var bulk: [[UInt8]] = []
+    var bytes = 0
+    var isClosed = false
+  }
+
+  private let descriptor: CInt
+  private let sendKey: SymmetricKey
+  private let receiveKey: SymmetricKey
+  private let queue = Mutex(Queue())
+  /// An eventfd: something waits to be sent.
+  private let wake: CInt
+  /// An eventfd: bulk was sent.
+  private let room: CInt
+  private let sequence = Mutex<UInt64>(0)
+  /// Bytes that may wait to be sent; a peer that does not read must not fill our memory.
+  public let queueLimit: Int
+
+  /// Shakes hands on a connected socket, which it then owns. Blocks for ``timeout`` at most.
+  /// - Parameter timeout: milliseconds for the whole handshake.
+  public init(
+    descriptor: CInt, side: Side, key: SymmetricKey, timeout: UInt64 = 2000, queueLimit: Int = 256 << 20
+  ) throws(ChannelError) {
+    self.descriptor = descriptor
+    self.queueLimit = queueLimit
+    wake = lx_eventfd(0)
+    room = lx_eventfd(0)
+    let deadline = lx_monotonic_ns() + timeout * 1_000_000
+    var mine = [UInt8](repeating: 0, count: Self.nonceSize)
+    _ = unsafe mine.withUnsafeMutableBytes { unsafe lx_getrandom($0.baseAddress, $0.count) }
+    let greeting = Self.magic + Self.bytes(Self.version) + mine
+    try Self.write(descriptor, greeting)
+    let theirs = try Self.read(descriptor, greeting.count, deadline: deadline)
+    guard Array(theirs[..<8]) == Self.magic else { throw .notAuthentic }
+    let version = (0..<4).reduce(UInt32(0)) { $0 | UInt32(theirs[8 + $1]) << (8 * UInt32($1)) }
+    guard version == Self.version else { throw .otherVersion(version) }
+    let other = Array(theirs[12...])
+    // Both know which side they are, so a proof that is sent back does not fit.
+    let peer: Side = side == .primary ? .secondary : .primary
+    let label = Array("proof".utf8)
+    var proof = HMAC<SHA256>(key: key)
+    for part in [label, [side.rawValue], mine, other] { proof.update(data: part) }
+    try Self.write(descriptor, Array(proof.finalize()))
+    var expected = HMAC<SHA256>(key: key)
+    for part in [label, [peer.rawValue], other, mine] { expected.update(data: part) }
+    let got = try Self.read(descriptor, Self.macSize, deadline: deadline)
+    guard expected.finalize() == got else { throw .notAuthentic }
+    let salt = side == .primary ? mine + other : other + mine
+    func derived(_ from: Side) -> SymmetricKey {
+      HKDF<SHA256>.deriveKey(
+        inputKeyMaterial: key, salt: salt, info: Array("direction".utf8) + [from.rawValue], outputByteCount: 32)
+    }
+    sendKey = derived(side)
+    receiveKey = derived(peer)
+  }
+
+  deinit {
+    lx_close(descriptor)
+    lx_close(wake)
+    lx_close(room)
+  }
+
+  // MARK: Any thread
+
+  /// Queues a message that must not wait; in order among its like.
+  public func send(_ message: Message) throws(ChannelError) { try enqueue(message.encoded, urgent: true) }
+
+  /// Queues a message behind everything urgent, and waits while much bulk is queued. In order among its like.
+  public func sendBulk(_ message: Message) throws(ChannelError) {
+    while queue.withLock({ !$0.isClosed && $0.bulk.count >= 8 }) {
+      var entry = pollfd(fd: room, events: Int16(POLLIN), revents: 0)
+      _ = unsafe poll(&entry, 1, 100)
+      _ = lx_eventfd_take(room)
+    }
+    try enqueue(message.encoded, urgent: false)
+  }
+
+  private func enqueue(_ bytes: [UInt8], urgent: Bool) throws(ChannelError) {
+    let failure: ChannelError? = queue.withLock { queue in
+      if queue.isClosed { return .closed }
+      guard queue.bytes + bytes.count <= queueLimit else { return .sendQueueFull }
+      queue.bytes += bytes.count
+      if urgent { queue.urgent.append(bytes) } else { queue.bulk.append(bytes) }
+      return nil
+    }
+    if let failure { throw failure }
+    lx_eventfd_signal(wake)
+  }
+
+  /// Ends both threads' calls.
+  public func close() {
+    queue.withLock { $0.isClosed = true }
+    _ = shutdown(descriptor, CInt(SHUT_RDWR))
+    lx_eventfd_signal(wake)
+    lx_eventfd_signal(room)
+  }
+
+  /// Whether everything queued has gone to the kernel.
+  public var isDrained: Bool { queue.withLock { $0.urgent.isEmpty && $0.bulk.isEmpty } }
+
+  // MARK: The two threads
+
+  /// Sends what is queued until the channel ends. The body of the sending thread.
+  public func runSender() -> ChannelError {
+    var number: UInt64 = 0
+    var out: [UInt8] = []
+    while true {
+      var messages: [[UInt8]] = []
+      let isClosed = queue.withLock { queue in
+        swap(&messages, &queue.urgent)
+        if messages.isEmpty, !queue.bulk.isEmpty { messages.append(queue.bulk.removeFirst()) }
+        for message in messages { queue.bytes -= message.count }
+        return queue.isClosed
+      }
+      if isClosed { return .closed }
+      lx_eventfd_signal(room)
+      guard !messages.isEmpty else {
+        var entry = pollfd(fd: wake, events: Int16(POLLIN), revents: 0)
+        _ = unsafe poll(&entry, 1, -1)
+        _ = lx_eventfd_take(wake)
+        continue
+      }
+      out.removeAll(keepingCapacity: true)
+      for message in messages {
+        let length = Self.bytes(UInt32(message.count))
+        out += length
+        out += message
+        out += Self.mac(sendKey, number, length, message)
+        number += 1
+      }
+      do throws(ChannelError) { try Self.write(descriptor, out) } catch {
+        close()
+        return error
+      }
+    }
+  }
+
+  /// The next message. For the receiving thread.
+  public func receive() throws(ChannelError) -> [UInt8] {
+    let length = try Self.read(descriptor, 4, deadline: nil)
+    let count = (0..<4).reduce(UInt64(0)) { $0 | UInt64(length[$1]) << (8 * UInt64($1)) }
+    guard count <= UInt64(Message.limit) else { throw .messageTooLong(count) }
+    let body = try Self.read(descriptor, Int(count) + Self.macSize, deadline: nil)
+    let message = Array(body[..<Int(count)])
+    let number = sequence.withLock { value in
+      defer { value += 1 }
+      return value
+    }
+    var expected = HMAC<SHA256>(key: receiveKey)
+    expected.update(data: Self.bytes(number) + length)
+    expected.update(data: message)
+    guard expected.finalize() == body[Int(count)...] else { throw .notAuthentic }
+    return message
+  }
+
+  // MARK: Pieces
+
+  private static func mac(_ key: SymmetricKey, _ number: UInt64, _ length: [UInt8], _ message: [UInt8]) -> [UInt8] {
+    var code = HMAC<SHA256>(key: key)
+    code.update(data: bytes(number) + length)
+    code.update(data: message)
+    return Array(code.finalize())
+  }
+
+  private static func bytes<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
+    (0..<T.bitWidth / 8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
+  }
+
+  private static func write(_ descriptor: CInt, _ bytes: [UInt8]) throws(ChannelError) {
+    var done = 0
+    while done < bytes.count {
+      let result = unsafe bytes.withUnsafeBytes { buffer in
+        let rest = unsafe UnsafeRawBufferPointer(rebasing: buffer[done...])
+        return unsafe lx_send(descriptor, rest.baseAddress, rest.count)
+      }
+      if result == -Int(EINTR) { continue }
+      if result == -Int(EAGAIN) {
+        var entry = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+        _ = unsafe poll(&entry, 1, 1000)
+        continue
+      }
+      guard result > 0 else {
+        throw result == -Int(EPIPE) || result == -Int(ECONNRESET)
+          ? .closed : .system(operation: "send", errno: CInt(-result))
+      }
+      done += result
+    }
+  }
+
+  private static func read(_ descriptor: CInt, _ count: Int, deadline: UInt64?) throws(ChannelError) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: count)
+    var done = 0
+    while done < count {
+      var patience: CInt = -1
+      if let deadline {
+        let now = lx_monotonic_ns()
+        guard now < deadline else { throw .timedOut }
+        patience = CInt((deadline - now) / 1_000_000) + 1
+      }
+      var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+      guard unsafe poll(&entry, 1, patience) != 0 else { throw .timedOut }
+      let result = unsafe bytes.withUnsafeMutableBytes { buffer in
+        let rest = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
+        return unsafe lx_recv(descriptor, rest.baseAddress, rest.count)
+      }
+      if result == -Int(EINTR) || result == -Int(EAGAIN) { continue }
+      guard result > 0 else {
+        throw result == 0 || result == -Int(ECONNRESET) ? .closed : .system(operation: "recv", errno: CInt(-result))
+      }
+      done += result
+    }
+    return bytes
+  }
+}

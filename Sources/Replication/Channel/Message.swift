@@ -1,0 +1,118 @@
+public import StateCodec
+
+/// What the two sides of a pair say to each other. Numbers are little-endian; byte strings are preceded by their length
+/// (8 bytes). Every message is one frame of ``Channel``.
+public enum Message: Equatable, Sendable {
+  /// Primary: what the machine is made of; opaque here. The first message.
+  case configuration([UInt8])
+  /// Primary: frame `number` from the wire, with its virtio-net header. Counted from 1.
+  case input(card: UInt8, number: UInt64, frame: [UInt8])
+  /// Secondary: it has so many frames of input.
+  case inputAcknowledged(card: UInt8, count: UInt64)
+  /// Secondary: what its guest has sent since it loaded checkpoint `base`.
+  case output(card: UInt8, base: UInt64, frame: [UInt8])
+  /// Primary: a change of a disk in epoch `epoch`. An empty write is a discard or, with `zero`, zeros.
+  case disk(index: UInt8, epoch: UInt64, position: UInt64, count: UInt64, zero: UInt8, bytes: [UInt8])
+  /// Primary: pages of checkpoint `epoch`, coded by ``PageRun``.
+  case pages(epoch: UInt64, run: [UInt8])
+  /// Primary: the rest of checkpoint `epoch`, which ends here: machine state, and how many frames of input each card had
+  /// been given. With the count of pages, so that none is missed.
+  case checkpoint(epoch: UInt64, pages: UInt64, given: [UInt64], state: [UInt8])
+  /// Secondary: it holds checkpoint `epoch` whole.
+  case received(epoch: UInt64)
+  /// Secondary: its machine stands on checkpoint `epoch`, which took so long.
+  case loaded(epoch: UInt64, nanoseconds: UInt64)
+  /// Either: a sign of life.
+  case heartbeat(term: UInt64, sequence: UInt64)
+  /// Either: it ends, and the other need not take over (`guestEnded`) or should.
+  case farewell(guestEnded: Bool)
+}
+
+extension Message {
+  /// Longest encoded message, in bytes: what a peer may make us allocate.
+  public static let limit = 32 << 20
+
+  private var kind: UInt8 {
+    switch self {
+    case .configuration: 1
+    case .input: 2
+    case .inputAcknowledged: 3
+    case .output: 4
+    case .disk: 5
+    case .pages: 6
+    case .checkpoint: 7
+    case .received: 8
+    case .loaded: 9
+    case .heartbeat: 10
+    case .farewell: 11
+    }
+  }
+
+  public var encoded: [UInt8] {
+    var out = StateWriter()
+    out.put(kind)
+    switch self {
+    case .configuration(let bytes): out.put(bytes)
+    case .input(let card, let number, let frame), .output(let card, let number, let frame):
+      out.put(card)
+      out.put(number)
+      out.put(frame)
+    case .inputAcknowledged(let card, let count):
+      out.put(card)
+      out.put(count)
+    case .disk(let index, let epoch, let position, let count, let zero, let bytes):
+      out.put(index)
+      out.put(epoch)
+      out.put(position)
+      out.put(count)
+      out.put(zero)
+      out.put(bytes)
+    case .pages(let epoch, let run):
+      out.put(epoch)
+      out.put(run)
+    case .checkpoint(let epoch, let pages, let given, let state):
+      out.put(epoch)
+      out.put(pages)
+      out.put(UInt8(given.count))
+      for count in given { out.put(count) }
+      out.put(state)
+    case .received(let epoch): out.put(epoch)
+    case .loaded(let epoch, let nanoseconds):
+      out.put(epoch)
+      out.put(nanoseconds)
+    case .heartbeat(let term, let sequence):
+      out.put(term)
+      out.put(sequence)
+    case .farewell(let guestEnded): out.put(guestEnded)
+    }
+    return out.bytes
+  }
+
+  public init(decoding bytes: [UInt8]) throws(StateError) {
+    var reader = StateReader(bytes)
+    let kind = try reader.get(UInt8.self)
+    switch kind {
+    case 1: self = .configuration(try reader.get())
+    case 2: self = .input(card: try reader.get(), number: try reader.get(), frame: try reader.get())
+    case 3: self = .inputAcknowledged(card: try reader.get(), count: try reader.get())
+    case 4: self = .output(card: try reader.get(), base: try reader.get(), frame: try reader.get())
+    case 5:
+      self = .disk(
+        index: try reader.get(), epoch: try reader.get(), position: try reader.get(), count: try reader.get(),
+        zero: try reader.get(), bytes: try reader.get())
+    case 6: self = .pages(epoch: try reader.get(), run: try reader.get())
+    case 7:
+      let epoch = try reader.get(UInt64.self)
+      let pages = try reader.get(UInt64.self)
+      var given: [UInt64] = []
+      for _ in 0..<(try reader.get(UInt8.self)) { given.append(try reader.get()) }
+      self = .checkpoint(epoch: epoch, pages: pages, given: given, state: try reader.get())
+    case 8: self = .received(epoch: try reader.get())
+    case 9: self = .loaded(epoch: try reader.get(), nanoseconds: try reader.get())
+    case 10: self = .heartbeat(term: try reader.get(), sequence: try reader.get())
+    case 11: self = .farewell(guestEnded: try reader.get(Bool.self))
+    default: throw .invalid("a message of kind \(kind)")
+    }
+    guard reader.remaining == 0 else { throw .invalid("\(reader.remaining) bytes behind a message of kind \(kind)") }
+  }
+}
