@@ -114,13 +114,17 @@ public struct Comparator: ~Copyable, Sendable {
         ?? streams.add(frame.key, limit: budget.limits.flows, epoch: epoch, budget: &budget)
     else { return .overflow(.flows) }
     if streams.flows[slot].epoch != epoch { streams.flows[slot].restart(epoch: epoch) }
-    if streams.flows[slot].isBroken { return .consistent }
+    if streams.flows[slot].isBroken {
+      streams.flows[slot].follow(side, frame)
+      return .consistent
+    }
     var outcome = streams.flows[slot].put(side, frame, bytes, token: token, budget: &budget)
     while case .overflow(.bytes) = outcome, shed(stream: slot, datagram: nil) {
       outcome = streams.flows[slot].put(side, frame, bytes, token: token, budget: &budget)
     }
     guard case .consistent = outcome else {
       streams.flows[slot].breakOff(&budget)
+      streams.flows[slot].follow(side, frame)
       return outcome
     }
     streams.flows[slot].takeEqual(into: &equal, &budget)

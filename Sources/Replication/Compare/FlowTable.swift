@@ -31,6 +31,8 @@ struct FlowTable<Flow: ComparedFlow> {
   private var free: [Int] = []
   private var newest = none
   private var oldest = none
+  /// Where the search for memory goes on.
+  private var hand = 0
   /// The last one found: frames come in bursts.
   private var lastSlot = none
 
@@ -80,20 +82,26 @@ struct FlowTable<Flow: ComparedFlow> {
     lastSlot = Self.none
   }
 
-  /// Takes the memory of the oldest idle flow other than `slot`.
+  /// Takes the memory of an idle flow other than `slot`, round and round.
   mutating func shed(sparing slot: Int?, epoch: UInt64, budget: inout ComparatorBudget) -> Bool {
-    guard let victim = oldestIdle(epoch: epoch, withMemory: true, sparing: slot) else { return false }
-    budget.bytes -= flows[victim].memory
-    flows[victim].releaseMemory()
-    return true
+    for _ in 0..<min(flows.count, 1024) {
+      hand = hand + 1 < flows.count ? hand + 1 : 0
+      if hand == slot || flows[hand].memory == 0 { continue }
+      if flows[hand].epoch != epoch { flows[hand].restart(epoch: epoch) }
+      guard flows[hand].isIdle else { continue }
+      budget.bytes -= flows[hand].memory
+      flows[hand].releaseMemory()
+      return true
+    }
+    return false
   }
 
   // Bounded: what is busy at the old end is not searched past, for a guest that wants long searches.
-  private mutating func oldestIdle(epoch: UInt64, withMemory: Bool = false, sparing spared: Int? = nil) -> Int? {
+  private mutating func oldestIdle(epoch: UInt64) -> Int? {
     var slot = oldest
     for _ in 0..<16 where slot != Self.none {
       if flows[slot].epoch != epoch { flows[slot].restart(epoch: epoch) }
-      if flows[slot].isIdle && slot != spared && (!withMemory || flows[slot].memory > 0) { return slot }
+      if flows[slot].isIdle { return slot }
       slot = links[slot].newer
     }
     return nil

@@ -139,7 +139,7 @@ public struct SequenceMapper: Sendable {
   /// What the primary has begun since is kept: the secondary has yet to begin it.
   public mutating func checkpointLoaded(epoch: UInt64) {
     connections = connections.filter { $0.value.epoch > epoch && $0.value.primary != nil }
-    for key in connections.keys { connections[key]?.secondary = nil }
+      .mapValues { Connection(primary: $0.primary, epoch: $0.epoch) }
   }
 
   /// The secondary serves alone: what is mapped stays mapped until it ends, what begins now is not mapped.

@@ -15,6 +15,12 @@ struct StreamFlow: ComparedFlow, Sendable {
     var reset = none
     var hasSyn = false
     var isSeen = false
+
+    mutating func acknowledge(_ number: UInt32) {
+      if hasAcknowledged && Int32(bitPattern: number &- acknowledged) <= 0 { return }
+      hasAcknowledged = true
+      acknowledged = number
+    }
   }
 
   private var halves: [2 of Half] = [Half(), Half()]
@@ -31,6 +37,8 @@ struct StreamFlow: ComparedFlow, Sendable {
   private var ring = ByteRing()
   private var pending = PendingQueue()
   private(set) var isBroken = false
+  /// How far the primary has come since the flow was broken off: from there both go on after the checkpoint.
+  private var brokenTop: Int64 = 0
   private(set) var epoch: UInt64 = 0
 
   var memory: Int { ring.capacity }
@@ -58,7 +66,7 @@ struct StreamFlow: ComparedFlow, Sendable {
       isBroken = false
       return
     }
-    let top = halves[0].coverage.end
+    let top = isBroken ? max(halves[0].coverage.end, brokenTop) : halves[0].coverage.end
     // Kept bytes are the primary's only where there was no difference and no hole.
     if isBroken || halves[0].coverage.reach != top { ring.restart(at: top) }
     isBroken = false
@@ -76,8 +84,26 @@ struct StreamFlow: ComparedFlow, Sendable {
 
   mutating func breakOff(_ budget: inout ComparatorBudget) {
     isBroken = true
+    brokenTop = halves[0].coverage.end
     budget.frames -= pending.count
     pending.removeAll()
+  }
+
+  /// A frame that is not compared any more before the checkpoint: what it shows of the primary's state only.
+  mutating func follow(_ side: Side, _ frame: Frame) {
+    guard side == .primary else { return }
+    let isSyn = frame.flags.contains(.syn)
+    if !hasStarted || isSyn && position(of: frame.sequence) != syn {
+      start(at: frame.sequence, syn: isSyn)
+      brokenTop = floor
+    }
+    let dataEnd = position(of: frame.sequence) + Int64(frame.payload.count) + (isSyn ? 1 : 0)
+    let isFin = frame.flags.contains(.fin)
+    if isFin { halves[0].fin = dataEnd }
+    if frame.flags.contains(.rst) { halves[0].reset = dataEnd }
+    brokenTop = max(brokenTop, dataEnd + (isFin ? 1 : 0))
+    halves[0].isSeen = true
+    if frame.flags.contains(.ack) { halves[0].acknowledge(frame.acknowledgement) }
   }
 
   /// Takes the names of the primary's frames that are equal by now, in the order in which they were sent.
@@ -197,13 +223,7 @@ struct StreamFlow: ComparedFlow, Sendable {
     halves[own].isSeen = true
     halves[own].coverage.insert(range)
     floor = max(floor, min(halves[0].coverage.reach, halves[1].coverage.reach))
-    if frame.flags.contains(.ack)
-      && (!halves[own].hasAcknowledged
-        || Int32(bitPattern: frame.acknowledgement &- halves[own].acknowledged) > 0)
-    {
-      halves[own].hasAcknowledged = true
-      halves[own].acknowledged = frame.acknowledgement
-    }
+    if frame.flags.contains(.ack) { halves[own].acknowledge(frame.acknowledgement) }
   }
 
   /// The end of a stream must be at the same position on both sides, and on one side always at the same.
