@@ -82,7 +82,10 @@ import Testing
     var other = stream
     other[place] ^= 1 << UInt8.random(in: 0...7, using: &random)
     let initial = UInt32.random(in: 0...UInt32.max, using: &random)
+    let syn = TCPSegment(sequence: initial, flags: TCPSegment.syn | TCPSegment.ack).bytes
     var comparator = Comparator()
+    #expect(comparator.primary(syn.span, token: 0) == .consistent)
+    #expect(comparator.secondary(syn.span) == .consistent)
     var found: [ComparisonOutcome.Mismatch] = []
     let flipped = Int.random(in: 0...1, using: &random)
     let cuts = (0..<2).map { _ in Self.cuts(count, largest: 1448, &random) }

@@ -111,6 +111,9 @@ import Testing
       equal: [0]),
     Row(
       why: "data where the other has RST", steps: [.p(tcp(1, "", rst)), .s(tcp(1, "a"))], equal: [], mismatch: .flags),
+    Row(
+      why: "RST before a checkpoint, and another elsewhere",
+      steps: [.p(tcp(1, "", rst)), .checkpoint, .p(tcp(9, "", rst, ack: 7)), .s(tcp(9, "", rst, ack: 7))], equal: [1]),
     Row(why: "SYN-ACK on both", steps: [.p(tcp(7, "", syn)), .s(tcp(7, "", syn))], equal: [0]),
     Row(why: "SYN-ACK elsewhere", steps: [.p(tcp(7, "", syn)), .s(tcp(9, "", syn))], equal: [], mismatch: .flags),
     Row(

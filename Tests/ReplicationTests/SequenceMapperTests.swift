@@ -55,12 +55,12 @@ import Testing
     // SACK behind one NOP lies at an odd offset: the checksum must hold there, too.
     let client = TCPSegment(
       version: version, sequence: 42, acknowledgement: 101,
-      options: [1, 5, 18] + big32(110) + big32(120) + big32(130) + big32(140) + [1, 1, 1] + Self.timestamps(9, 7100),
+      options: [1, 5, 18] + big32(110) + big32(120) + big32(130) + big32(140) + [1] + Self.timestamps(9, 7100),
       payload: [5])
     var expected = client
     expected.isIncoming = true
     expected.acknowledgement = 601
-    expected.options = [1, 5, 18] + big32(610) + big32(620) + big32(630) + big32(640) + [1, 1, 1]
+    expected.options = [1, 5, 18] + big32(610) + big32(620) + big32(630) + big32(640) + [1]
     expected.options += Self.timestamps(9, 7600)
     let (outcome, bytes) = Self.incoming(&mapper, client)
     #expect(outcome == .mapped)

@@ -27,13 +27,17 @@ public struct Comparator: ~Copyable, Sendable {
   public private(set) var counters = Counters()
 
   private var budget: ComparatorBudget
-  private var streams = FlowTable<StreamFlow>()
-  private var datagrams = FlowTable<DatagramFlow>()
+  private var streams: FlowTable<StreamFlow>
+  private var datagrams: FlowTable<DatagramFlow>
   private var window = FrameWindow()
   private var equal = TokenQueue()
   private var epoch: UInt64 = 0
 
-  public init(limits: ComparatorLimits = ComparatorLimits()) { budget = ComparatorBudget(limits: limits) }
+  public init(limits: ComparatorLimits = ComparatorLimits()) {
+    budget = ComparatorBudget(limits: limits)
+    streams = FlowTable(capacity: min(limits.flows, 1 << 16))
+    datagrams = FlowTable(capacity: min(limits.flows, 1 << 16))
+  }
 
   /// Bytes of frames held, at most ``ComparatorLimits/bytes``.
   public var heldBytes: Int { budget.bytes }
@@ -68,8 +72,8 @@ public struct Comparator: ~Copyable, Sendable {
     guard frame.kind == .tcp, !frame.flags.isDisjoint(with: [.fin, .rst, .ack]),
       let slot = streams.find(frame.key.reversed)
     else { return }
-    streams.flows[slot].observePeer(frame)
-    if streams.flows[slot].isFinished { streams.remove(slot, budget: &budget) }
+    guard streams.flows[slot].enter(epoch: epoch) else { return }
+    if streams.flows[slot].observePeer(frame) { streams.remove(slot, budget: &budget) }
   }
 
   /// Both sides go on from the primary's state: all that is in waiting is forgotten, and what the primary has said until
@@ -113,8 +117,7 @@ public struct Comparator: ~Copyable, Sendable {
       let slot = streams.find(frame.key)
         ?? streams.add(frame.key, limit: budget.limits.flows, epoch: epoch, budget: &budget)
     else { return .overflow(.flows) }
-    if streams.flows[slot].epoch != epoch { streams.flows[slot].restart(epoch: epoch) }
-    if streams.flows[slot].isBroken {
+    guard streams.flows[slot].enter(epoch: epoch) else {
       streams.flows[slot].follow(side, frame)
       return .consistent
     }
@@ -127,8 +130,7 @@ public struct Comparator: ~Copyable, Sendable {
       streams.flows[slot].follow(side, frame)
       return outcome
     }
-    streams.flows[slot].takeEqual(into: &equal, &budget)
-    if streams.flows[slot].isFinished { streams.remove(slot, budget: &budget) }
+    if streams.flows[slot].takeEqual(into: &equal, &budget) { streams.remove(slot, budget: &budget) }
     return .consistent
   }
 

@@ -38,6 +38,13 @@ struct FlowTable<Flow: ComparedFlow> {
 
   var count: Int { slots.count }
 
+  /// Room for so many flows from the start: growing would copy them all while a packet waits.
+  init(capacity: Int) {
+    flows.reserveCapacity(capacity)
+    links.reserveCapacity(capacity)
+    slots.reserveCapacity(capacity)
+  }
+
   /// The slot of a flow, made the most recently used.
   mutating func find(_ key: FlowKey) -> Int? {
     if lastSlot != Self.none && links[lastSlot].key == key {

@@ -17,9 +17,13 @@ struct StreamFlow: ComparedFlow, Sendable {
     var isSeen = false
 
     mutating func acknowledge(_ number: UInt32) {
-      if hasAcknowledged && Int32(bitPattern: number &- acknowledged) <= 0 { return }
+      if hasAcknowledged(number) { return }
       hasAcknowledged = true
       acknowledged = number
+    }
+
+    func hasAcknowledged(_ number: UInt32) -> Bool {
+      hasAcknowledged && Int32(bitPattern: number &- acknowledged) <= 0
     }
   }
 
@@ -48,20 +52,27 @@ struct StreamFlow: ComparedFlow, Sendable {
   }
 
   /// Over on both sides, so that the next frame with this key belongs to another connection.
-  var isFinished: Bool {
-    guard isIdle else { return false }
-    let (primary, secondary) = (halves[0], halves[1])
-    if primary.reset != Self.none && primary.reset == secondary.reset { return true }
+  private var isFinished: Bool {
+    guard isPeerDone || halves[0].reset != Self.none, isIdle else { return false }
+    if halves[0].reset != Self.none && halves[0].reset == halves[1].reset { return true }
     guard isPeerDone else { return false }
     guard let end = peerFin else { return true }
-    return [primary, secondary].allSatisfy { $0.hasAcknowledged && Int32(bitPattern: $0.acknowledged &- end) >= 0 }
+    return halves[0].hasAcknowledged(end) && halves[1].hasAcknowledged(end)
+  }
+
+  /// Tells it of a checkpoint that it has not been told of.
+  /// - Returns: whether it is compared; not if it was broken off.
+  mutating func enter(epoch: UInt64) -> Bool {
+    if self.epoch != epoch { restart(epoch: epoch) }
+    return !isBroken
   }
 
   mutating func restart(epoch: UInt64) {
     self.epoch = epoch
     pending.removeAll()
     // What only the secondary has said, it has unsaid: it goes on from the primary's state.
-    guard hasStarted, halves[0].isSeen else {
+    // What it has reset is over, and what comes next is another connection.
+    guard hasStarted, halves[0].isSeen, halves[0].reset == Self.none else {
       hasStarted = false
       isBroken = false
       return
@@ -107,19 +118,20 @@ struct StreamFlow: ComparedFlow, Sendable {
   }
 
   /// Takes the names of the primary's frames that are equal by now, in the order in which they were sent.
-  mutating func takeEqual(into tokens: inout TokenQueue, _ budget: inout ComparatorBudget) {
+  /// - Returns: whether the connection is over.
+  mutating func takeEqual(into tokens: inout TokenQueue, _ budget: inout ComparatorBudget) -> Bool {
     while let frame = pending.first, isEqual(frame) {
       tokens.append(frame.token)
       pending.removeFirst()
       budget.frames -= 1
     }
+    return isFinished
   }
 
   private func isEqual(_ frame: PendingFrame) -> Bool {
     if frame.needsAcknowledgement {
       // The client learns from the ACK what was received: the secondary must have said as much.
-      guard halves[1].hasAcknowledged else { return false }
-      if Int32(bitPattern: frame.acknowledgement &- halves[1].acknowledged) > 0 { return false }
+      guard halves[1].hasAcknowledged(frame.acknowledgement) else { return false }
     }
     if frame.isReset && halves[1].reset != frame.range.lowerBound { return false }
     if frame.range.isEmpty { return true }
@@ -128,11 +140,12 @@ struct StreamFlow: ComparedFlow, Sendable {
   }
 
   /// What the peer sends to the guest ends the connection, too.
-  mutating func observePeer(_ frame: Frame) {
-    guard hasStarted else { return }
+  /// - Returns: whether the connection is over.
+  mutating func observePeer(_ frame: Frame) -> Bool {
+    guard hasStarted else { return false }
     if frame.flags.contains(.rst) {
       isPeerDone = true
-      return
+      return isFinished
     }
     if frame.flags.contains(.fin) { peerFin = frame.sequence &+ UInt32(frame.payload.count) &+ 1 }
     let fin = halves[0].fin
@@ -141,6 +154,7 @@ struct StreamFlow: ComparedFlow, Sendable {
     {
       isPeerDone = true
     }
+    return isFinished
   }
 
   private func position(of sequence: UInt32) -> Int64 {

@@ -19,7 +19,7 @@ public struct ComparatorLimits: Equatable, Sendable {
   /// Frames in waiting in all flows.
   public var frames = 65536
   /// Bytes kept of each connection after they were compared, to check retransmissions with. Kept while memory lasts.
-  public var historyPerFlow = 64 << 10
+  public var historyPerFlow = 16 << 10
   /// Frames in waiting that are compared whole (ARP, fragments), and their bytes.
   public var wholeFrames = 128
   public var wholeFrameBytes = 256 << 10
