@@ -37,7 +37,12 @@ let package = Package(
       path: "Sources/Devices", swiftSettings: settings),
     .target(
       name: "Replication",
-      dependencies: ["StateCodec", "CLinux", .product(name: "Crypto", package: "swift-crypto")], path: "Sources/Replication", swiftSettings: settings),
+      dependencies: ["StateCodec", "CLinux", .product(name: "Crypto", package: "swift-crypto")],
+      path: "Sources/Replication", swiftSettings: settings),
+    // Measures what comparing costs: scripts and tests do not need it.
+    .executableTarget(
+      name: "comparator-bench", dependencies: ["Replication"], path: "bench/programs/comparator",
+      swiftSettings: settings),
     .target(
       name: "MiniVMM", dependencies: ["Devices", "GuestMemory", "StateCodec", "CKVM", "CLinux", "CElf", "CSeccomp"],
       path: "Sources/MiniVMM", swiftSettings: settings),

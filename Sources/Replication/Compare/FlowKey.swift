@@ -1,0 +1,56 @@
+/// Which conversation a frame belongs to, as its sender names it: addresses, protocol, ports, VLAN.
+///
+/// The output of one guest has one key a direction, so the key of what comes back is its ``reversed``.
+public struct FlowKey: Hashable, Sendable {
+  /// An IPv6 address, or an IPv4 address in the low 32 bits of `low` (the version is in ``FlowKey/version``).
+  public struct Address: Hashable, Sendable {
+    public var high: UInt64
+    public var low: UInt64
+
+    public init(high: UInt64, low: UInt64) {
+      self.high = high
+      self.low = low
+    }
+  }
+
+  public var source: Address
+  public var destination: Address
+  /// Ports of TCP and UDP. ICMP echo: type and code, and the identifier. Other ICMP: type and code, 0. Otherwise 0.
+  public var sourcePort: UInt16
+  public var destinationPort: UInt16
+  /// The IP protocol number of what is compared.
+  public var proto: UInt8
+  /// 4 or 6.
+  public var version: UInt8
+  /// The VLAN of an 802.1Q tag, 0 for none.
+  public var vlan: UInt16
+
+  /// The key of frames in the other direction. Only TCP and UDP have one.
+  public var reversed: FlowKey {
+    var key = self
+    (key.source, key.destination) = (destination, source)
+    (key.sourcePort, key.destinationPort) = (destinationPort, sourcePort)
+    return key
+  }
+
+  @inline(__always) private var rest: UInt64 {
+    UInt64(sourcePort) << 48 | UInt64(destinationPort) << 32 | UInt64(proto) << 24 | UInt64(version) << 16
+      | UInt64(vlan)
+  }
+
+  @inline(__always) public static func == (a: FlowKey, b: FlowKey) -> Bool {
+    (a.rest ^ b.rest) | (a.source.low ^ b.source.low) | (a.destination.low ^ b.destination.low)
+      | (a.source.high ^ b.source.high) | (a.destination.high ^ b.destination.high) == 0
+  }
+
+  // The guest chooses its keys: the standard hasher is seeded a process, so that it cannot choose collisions.
+  public func hash(into hasher: inout Hasher) {
+    hasher.combine(rest)
+    hasher.combine(source.low)
+    hasher.combine(destination.low)
+    if version == 6 {
+      hasher.combine(source.high)
+      hasher.combine(destination.high)
+    }
+  }
+}
