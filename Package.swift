@@ -52,7 +52,8 @@ let package = Package(
     .executableTarget(
       name: "CLI",
       dependencies: [
-        "MiniVMM", "Devices", "GuestMemory",
+        "Pair", "Replication", "MiniVMM", "Devices", "GuestMemory", "StateCodec", "CLinux",
+        .product(name: "Crypto", package: "swift-crypto"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ],

@@ -15,7 +15,10 @@ struct MiniVMMCommand: ParsableCommand {
 
       """ + ExitStatus.help,
     version: "0.1.0",
-    subcommands: [RunCommand.self, SnapshotCommand.self, RestoreCommand.self, ControlCommand.self, DoctorCommand.self])
+    subcommands: [
+      RunCommand.self, PrimaryCommand.self, SecondaryCommand.self, SnapshotCommand.self, RestoreCommand.self,
+      ControlCommand.self, DoctorCommand.self,
+    ])
 
   /// Every failure ends here: one line, and the exit code that goes with it.
   static func main() {

@@ -1,5 +1,9 @@
 #include "CLinux.h"
 
+#include <sys/socket.h>
+#include <netinet/tcp.h>
+#include <netinet/in.h>
+#include <netdb.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -176,4 +180,56 @@ int lx_is_zero(const void *buffer, size_t count) {
     if (line[0] | line[1] | line[2] | line[3] | line[4] | line[5] | line[6] | line[7]) return 0;
   }
   return 1;
+}
+
+// host:port, IPv6 addresses in brackets; an empty host is any address.
+static int split_address(const char *text, char *host, size_t size, const char **port) {
+  const char *colon = strrchr(text, ':');
+  if (!colon || colon[1] == 0) return -EINVAL;
+  size_t length = (size_t)(colon - text);
+  if (length >= 2 && text[0] == '[' && text[length - 1] == ']') { text++; length -= 2; }
+  if (length >= size) return -EINVAL;
+  memcpy(host, text, length);
+  host[length] = 0;
+  *port = colon + 1;
+  return 0;
+}
+
+static int tcp_socket(const char *address, int listens) {
+  char host[256];
+  const char *port;
+  int result = split_address(address, host, sizeof host, &port);
+  if (result < 0) return result;
+  struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV | (listens ? AI_PASSIVE : 0)}, *found;
+  if (getaddrinfo(host[0] ? host : NULL, port, &hints, &found) != 0) return -EADDRNOTAVAIL;
+  result = -EADDRNOTAVAIL;
+  for (struct addrinfo *each = found; each; each = each->ai_next) {
+    int fd = socket(each->ai_family, each->ai_socktype | SOCK_CLOEXEC, each->ai_protocol), one = 1;
+    if (fd < 0) { result = -errno; continue; }
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (listens) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (listens ? bind(fd, each->ai_addr, each->ai_addrlen) == 0 && listen(fd, 4) == 0
+                : connect(fd, each->ai_addr, each->ai_addrlen) == 0) {
+      result = fd;
+      break;
+    }
+    result = -errno;
+    close(fd);
+  }
+  freeaddrinfo(found);
+  return result;
+}
+
+int lx_tcp_connect(const char *address) { return tcp_socket(address, 0); }
+int lx_tcp_listen(const char *address) { return tcp_socket(address, 1); }
+int lx_tcp_accept(int fd) {
+  int one = 1, accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+  if (accepted < 0) return -errno;
+  setsockopt(accepted, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  return accepted;
+}
+
+int lx_file_mode(int fd) {
+  struct stat status;
+  return fstat(fd, &status) < 0 ? -errno : (int)(status.st_mode & 07777);
 }

@@ -43,12 +43,7 @@ public final class FollowerDisk: Disk {
   /// Keeps a change of the primary's epoch; false when it is out of the disk's range, or more is kept than the limit
   /// allows.
   public func keep(_ change: DiskChange, epoch: UInt64) -> Bool {
-    let count: UInt64 =
-      switch change.kind {
-      case .write(let bytes): UInt64(bytes.count)
-      case .discard(let count), .zero(let count, _): count
-      }
-    guard change.position <= capacity, count <= capacity - change.position else { return false }
+    guard fits(change) else { return false }
     return state.withLock { state in
       guard state.weight + change.weight <= limit else { return false }
       state.changes.append((epoch, change))
@@ -56,6 +51,20 @@ public final class FollowerDisk: Disk {
       return true
     }
   }
+
+  /// Whether a change lies within the disk.
+  public func fits(_ change: DiskChange) -> Bool {
+    let count: UInt64 =
+      switch change.kind {
+      case .write(let bytes): UInt64(bytes.count)
+      case .discard(let count), .zero(let count, _): count
+      }
+    return change.position <= capacity && count <= capacity - change.position
+  }
+
+  /// Makes a change at once: while the disk is copied for the first time, and there is nothing yet to keep it from.
+  /// - Returns: 0 or an errno.
+  public func make(_ change: DiskChange) -> CInt { state.withLock { _ in apply(change) } }
 
   /// Changes the file to what it was for the primary at the end of `epoch`, and forgets the overlay. The guest stands
   /// still.

@@ -106,6 +106,9 @@ public final class PairBackend: FrameBackend {
     if waited { signal() }
   }
 
+  /// Lets a frame out on a tap; false when it is full for now.
+  public static func send(_ frame: [UInt8], to tap: any FrameBackend) -> Bool { TapOutput.send(frame, to: tap) }
+
   // MARK: FrameBackend
 
   public var offloads: UInt64 { tap.offloads }

@@ -35,8 +35,16 @@ struct RunCommand: ParsableCommand {
   @Option(help: ArgumentHelp("Settings as a JSON object; the command line wins.", valueName: "file"))
   var config: String?
 
-  func run() throws {
-    let file = try config.map(ConfigurationFile.read) ?? ConfigurationFile()
+  func run() throws { throw try session(settings()).run() }
+
+  /// What the options and the configuration file ask for.
+  func settings() throws -> MachineSettings { try MachineSettings(machine, file()) }
+
+  private func file() throws -> ConfigurationFile { try config.map(ConfigurationFile.read) ?? ConfigurationFile() }
+
+  /// A machine with its kernel loaded.
+  func session(_ settings: MachineSettings) throws -> Session {
+    let file = try file()
     guard let kernel = kernel ?? file.kernel else {
       throw ValidationError("no kernel; give --kernel FILE, or \"kernel\" in a --config file")
     }
@@ -44,7 +52,6 @@ struct RunCommand: ParsableCommand {
     guard let bootProtocol = boot ?? BootProtocol(rawValue: protocolName) else {
       throw Failure("configuration: boot '\(protocolName)' is not auto, linux64 or pvh", .badData)
     }
-    let settings = try MachineSettings(machine, file)
     let session = try Session(settings)
     let kernelFile = try Self.open(kernel, what: "kernel")
     defer { lx_close(kernelFile) }
@@ -55,7 +62,7 @@ struct RunCommand: ParsableCommand {
       BootSource(
         kernel: kernelFile, initrd: initrdFile, commandLine: words.filter { !$0.isEmpty }.joined(separator: " "),
         bootProtocol: bootProtocol), kernelPath: kernel)
-    throw try session.run()
+    return session
   }
 
   /// Opens a file for reading; a directory or an unreadable file is an error that says so.

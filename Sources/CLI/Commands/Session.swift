@@ -47,7 +47,10 @@ final class Session: Sendable {
   }
 
   /// Runs the machine to its end; what that end means for the process.
-  func run() throws -> ExitCode {
+  /// - Parameters:
+  ///   - isStarted: it runs already: a secondary's that has taken over.
+  ///   - started: called once it runs.
+  func run(isStarted: Bool = false, started: () throws -> Void = {}) throws -> ExitCode {
     var server: ControlServer?
     if let path = settings.control {
       let controller = Controller(assembled, stop: { [loop] in loop.stop() })
@@ -58,7 +61,8 @@ final class Session: Sendable {
       _ = try ConsoleInput(serial: assembled.serial, loop: loop, onEscape: { [loop] in loop.stop() })
     }
     if let user = settings.user { try dropPrivileges(to: user) }
-    try assembled.machine.start()
+    if !isStarted { try assembled.machine.start() }
+    try started()
     // What only the start needed goes back to the host once the threads have got to their loops.
     HostThread.waitReadable(assembled.machine.endDescriptor, timeoutMilliseconds: 20)
     lx_release_program_pages()

@@ -98,6 +98,12 @@ int lx_unix_socket(int type);
 int lx_unix_connect(int fd, const char *path);
 int lx_unix_listen(int fd, const char *path, int backlog);
 int lx_accept(int fd);
+// A TCP socket for "host:port", without Nagle's delay; blocks. -EADDRNOTAVAIL when the name can't be resolved.
+int lx_tcp_connect(const char *address);
+int lx_tcp_listen(const char *address);
+int lx_tcp_accept(int fd);
+// Permission bits of an open file.
+int lx_file_mode(int fd);
 /// recvmsg of bytes and at most one descriptor (SCM_RIGHTS); *received_fd is -1 when there was none.
 ssize_t lx_receive_fd(int fd, void *buffer, size_t count, int *received_fd);
 ssize_t lx_send_fd(int fd, const void *buffer, size_t count, int sent_fd);

@@ -29,13 +29,18 @@ public final class AssembledMachine: Sendable {
     let filters = try Self.seccomp { () throws(SeccompError) in
       try SeccompFilters(mode: description.seccomp, exitCode: description.seccompExitCode)
     }
-    let memory = try Self.memory { () throws(GuestMemoryError) in try GuestMemory(size: description.memory) }
+    let memory = try Self.memory { () throws(GuestMemoryError) in
+      try GuestMemory(size: description.memory, rollsBack: description.rollsBack)
+    }
 
     var named: [(name: String, device: any VirtioDevice)] = []
     var disks: [BlockDevice] = []
     var cards: [NetDevice] = []
     for (index, disk) in description.disks.enumerated() {
-      let file = try Self.disk { () throws(DiskError) in try DiskFile(path: disk.path, readOnly: disk.readOnly) }
+      let file: any Disk = try Self.disk { () throws(DiskError) in
+        if let opened = disk.opened { return opened }
+        return try DiskFile(path: disk.path, readOnly: disk.readOnly)
+      }
       let device = try Self.host { () throws(HostError) in
         try BlockDevice(
           disk: file, serial: "minivmm-\(index)", onWorkerStart: { Self.restrict(filters, .disk) })
@@ -44,7 +49,7 @@ public final class AssembledMachine: Sendable {
       named.append(("blk\(index)", device))
     }
     for (index, card) in description.cards.enumerated() {
-      let mac = card.mac ?? [0x52, 0x54, 0x00, 0x4d, 0x56, UInt8(truncatingIfNeeded: index)]
+      let mac = card.mac ?? MachineDescription.Card.defaultMAC(index)
       let device = NetDevice(backend: try Self.backend(card.host), mac: mac)
       cards.append(device)
       named.append(("net\(index)", device))

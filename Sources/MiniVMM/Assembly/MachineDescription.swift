@@ -3,9 +3,11 @@ public import GuestMemory
 
 /// What a machine is made of, as its owner asks for it: plain values, nothing opened.
 public struct MachineDescription: Sendable {
-  public struct Disk: Sendable, Equatable {
+  public struct Disk: Sendable {
     public var path: String
     public var readOnly: Bool
+    /// Opened by the caller, such as one that replicates; path and mode are its own then.
+    public var opened: (any Devices.Disk)?
 
     public init(path: String, readOnly: Bool = false) {
       self.path = path
@@ -21,6 +23,11 @@ public struct MachineDescription: Sendable {
       case custom(any FrameBackend)
     }
 
+    /// The address of a card that was given none.
+    public static func defaultMAC(_ index: Int) -> [UInt8] {
+      [0x52, 0x54, 0x00, 0x4d, 0x56, UInt8(truncatingIfNeeded: index)]
+    }
+
     public var host: Host
     /// Six bytes; nil for one derived from the card's number.
     public var mac: [UInt8]?
@@ -33,6 +40,8 @@ public struct MachineDescription: Sendable {
 
   /// 1 to ``Machine/maximumCPUs``.
   public var cpus = 1
+  /// RAM that can go back to a checkpoint (``GuestMemory/rollBack(_:)``): a secondary's.
+  public var rollsBack = false
   /// Bytes of guest RAM, a multiple of 4096.
   public var memory: UInt64 = 128 << 20
   public var disks: [Disk] = []

@@ -46,7 +46,7 @@ extension Machine {
   ) throws(MachineError) {
     pause()
     dirty.removeAll()
-    if phase.withLock({ $0 == .made }) {
+    if phase.withLock({ $0 == .made || $0 == .ready }) {
       memory.dirty.harvest(into: &dirty)
     } else if refreshing {
       try refreshTranslations(harvestingInto: &dirty)

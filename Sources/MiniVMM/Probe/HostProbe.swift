@@ -64,6 +64,14 @@ public enum HostProbe {
     } catch { return Finding("kernel file", .problem, "\(path): \(error)") }
   }
 
+  /// Whether KVM goes by old page tables after user space has overwritten them. True when it can't be found out.
+  public static func translationsGoStale() -> Bool {
+    do throws(KVMError) {
+      let system = try KVMSystem()
+      do throws(ProbeError) { return try TinyGuest.translationsGoStale(system) } catch { return true }
+    } catch { return true }
+  }
+
   private static func capabilities(_ system: KVMSystem) -> [Finding] {
     Capability.optional.map { optional in
       let value = system.capability(optional.capability)

@@ -44,8 +44,8 @@ extension Machine {
   /// KVM or a device refuses a value after that, the machine can't run any more.
   public func restore(_ bytes: [UInt8], clock policy: ClockPolicy = .catchesUp) throws(MachineError) {
     let before = phase.withLock { $0 }
-    guard [.made, .paused].contains(before), end == nil else {
-      throw .wrongPhase("a state is restored into a new or a paused machine")
+    guard [.made, .ready, .paused].contains(before), end == nil else {
+      throw .wrongPhase("a state is restored into a machine that is new, not started or paused")
     }
     let state = try MachineState.decode(bytes, for: shape, xsaveSize: xsaveSize)
     let isNew = before == .made
@@ -70,7 +70,7 @@ extension Machine {
       for chip in [state.vm.picMaster, state.vm.picSlave, state.vm.ioapic] { try machine.setIRQChip(chip) }
       try machine.descriptor.setBytes(.setPIT2, state.vm.pit)
     } catch { throw .kvm(error) }
-    phase.withLock { $0 = isNew ? .ready : .paused }
+    phase.withLock { $0 = before == .paused ? .paused : .ready }
   }
 
   /// Sets kvmclock, before any vCPU runs, and says how the time stamp counters go with it.

@@ -141,6 +141,15 @@ public final class Channel: Sendable {
     lx_eventfd_signal(wake)
   }
 
+  /// Waits while more than so many bytes are queued.
+  public func waitForRoom(below bytes: Int) {
+    while queue.withLock({ !$0.isClosed && $0.bytes > bytes }) {
+      var entry = pollfd(fd: room, events: Int16(POLLIN), revents: 0)
+      _ = unsafe poll(&entry, 1, 100)
+      _ = lx_eventfd_take(room)
+    }
+  }
+
   /// Ends both threads' calls.
   public func close() {
     queue.withLock { $0.isClosed = true }
@@ -148,6 +157,9 @@ public final class Channel: Sendable {
     lx_eventfd_signal(wake)
     lx_eventfd_signal(room)
   }
+
+  /// Ends the receiving thread's call, and lets what is queued be sent still.
+  public func endReceiving() { _ = shutdown(descriptor, CInt(SHUT_RD)) }
 
   /// Whether everything queued has gone to the kernel.
   public var isDrained: Bool { queue.withLock { $0.urgent.isEmpty && $0.bulk.isEmpty } }

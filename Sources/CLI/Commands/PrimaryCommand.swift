@@ -1,0 +1,108 @@
+import ArgumentParser
+import CLinux
+import Crypto
+import Devices
+import Glibc
+import MiniVMM
+import Pair
+import Replication
+
+struct PrimaryCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "primary", abstract: "Boot a guest and protect it by a secondary.",
+    discussion: """
+      Everything of `run`, and where the secondary listens. Until it is there, and when it is lost, the guest runs
+      unprotected; it is looked for again all the time.
+
+      EXAMPLES:
+        (umask 077; head -c 32 /dev/urandom > pair.key)     # the same file on both hosts
+        minivmm secondary --listen :7000 --key pair.key --net tap=tap1 --disk copy.img
+        minivmm primary --kernel vmlinux --net tap=tap0 --disk root.img --replicate backup:7000 --key pair.key
+
+      """ + ExitStatus.help)
+
+  @OptionGroup var guest: RunCommand
+
+  @Option(help: ArgumentHelp("Where the secondary listens.", valueName: "host:port"))
+  var replicate: String
+
+  @Option(help: ArgumentHelp("File with the key that both sides share.", valueName: "file"))
+  var key: String
+
+  @Option(help: "What may leave when: none, remus (after the checkpoint) or colo (when both say the same).")
+  var mode: ReplicationMode = .colo
+
+  @Option(help: ArgumentHelp("Longest time between checkpoints.", valueName: "time"))
+  var epochMax = Duration(argument: "100ms")!
+
+  func run() throws {
+    let key = try PairKey.read(key)
+    var settings = try guest.settings()
+    guard settings.description.cards.count <= 1 else {
+      throw ValidationError("a protected guest has one network card at the most")
+    }
+    let options = PrimarySide.Options(mode: mode, period: epochMax.nanoseconds)
+    var tap: (any FrameBackend)?
+    if let card = settings.description.cards.first {
+      guard case .tap(let name) = card.host else { throw ValidationError("a protected guest's card is on a tap") }
+      tap = try TapBackend(name: name)
+    }
+    let side = try PrimarySide(options, tap: tap)
+    var backend: PairBackend?
+    if let tap {
+      let made = try PairBackend(tap: tap, side: .serving, gate: side.gate, log: InputLog(), traffic: side)
+      settings.description.cards[0].host = .custom(made)
+      backend = made
+    }
+    var disks: [MirroredDisk] = []
+    for (index, disk) in settings.description.disks.enumerated() {
+      let mirrored = MirroredDisk(try DiskFile(path: disk.path, readOnly: disk.readOnly))
+      settings.description.disks[index].opened = mirrored
+      disks.append(mirrored)
+    }
+    settings.description.dirtyTracking = .bitmap
+    let mac = settings.description.cards.first.map { $0.mac ?? MachineDescription.Card.defaultMAC(0) } ?? []
+    let description = PairDescription(
+      cpus: settings.description.cpus, memory: settings.description.memory, mode: mode, mac: mac,
+      disks: disks.map(\.capacity))
+    let session = try guest.session(settings)
+    let code = try session.run {
+      let machine = session.assembled.machine
+      let (backend, disks, replicate) = (backend, disks, replicate)
+      _ = try HostThread.start(name: "pair") {
+        Self.seek(side, machine, backend, disks, replicate, key, description.encoded)
+      }
+    }
+    throw code
+  }
+
+  /// Looks for a secondary, and protects the guest while there is one.
+  private static func seek(
+    _ side: PrimarySide, _ machine: Machine, _ backend: PairBackend?, _ disks: [MirroredDisk], _ address: String,
+    _ key: SymmetricKey, _ description: [UInt8]
+  ) {
+    var told = ""
+    while machine.end == nil {
+      let descriptor = unsafe lx_tcp_connect(address)
+      if descriptor >= 0 {
+        do throws(ChannelError) {
+          let channel = try Channel(descriptor: descriptor, side: .primary, key: key)
+          tell("pair: a secondary is at \(address)")
+          side.onRole = { tell("pair: now \($0.rawValue)") }
+          let why = side.protect(machine, backend: backend, disks: disks, channel: channel, description: description)
+          tell("pair: alone: \(why)")
+          if side.status.role == .fenced {
+            tell("pair: another has taken over; this guest ends")
+            machine.stop()
+            return
+          }
+          told = ""
+        } catch {
+          if told != "\(error)" { tell("pair: \(address): \(error)") }
+          told = "\(error)"
+        }
+      }
+      usleep(200_000)
+    }
+  }
+}

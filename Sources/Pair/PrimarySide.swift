@@ -1,0 +1,367 @@
+internal import CLinux
+public import Devices
+internal import GuestMemory
+public import MiniVMM
+public import Replication
+internal import Synchronization
+
+/// What is worth telling of a pair's life, as counters. Times in nanoseconds.
+public struct PairStatus: Equatable, Sendable {
+  public var role = Role.alone
+  /// The newest epoch that has ended.
+  public var epoch: UInt64 = 0
+  public var received: UInt64 = 0
+  public var checkpoints: [CheckpointCause: UInt64] = [:]
+  /// The guest's pauses, newest last, ``PrimarySide/pausesKept`` of them at the most.
+  public var pauses: [UInt64] = []
+  public var pagesSent: UInt64 = 0
+}
+
+/// The serving side of a pair: takes checkpoints, tells input and disk changes, and lets output out by the rule.
+///
+/// Threads: the guest's device thread (``PairTraffic``), one for checkpoints, two of the channel. The machine is controlled
+/// by the checkpoint thread from ``protect(_:)`` until the secondary is lost, and by the caller otherwise.
+public final class PrimarySide: PairTraffic {
+  public static let pausesKept = 4096
+
+  /// What the engine works on. Made before the machine is, because the machine's devices hold parts of it.
+  public struct Options: Sendable {
+    public var mode: ReplicationMode
+    /// Longest time between checkpoints, in nanoseconds.
+    public var period: UInt64
+    /// How long output may wait for the secondary's before a checkpoint is asked for.
+    public var patience: UInt64
+    public init(mode: ReplicationMode, period: UInt64 = 100_000_000, patience: UInt64 = 20_000_000) {
+      self.mode = mode
+      self.period = period
+      self.patience = patience
+    }
+  }
+
+  /// Comparing is serialised here; lock order: a back end's, then this, then the gate's.
+  private struct Comparison: ~Copyable {
+    var comparator = Comparator()
+    /// The checkpoint that the current epoch began with: only what stems from it can be compared.
+    var base: UInt64 = 0
+  }
+
+  private struct State {
+    var status = PairStatus()
+    var roles = RoleMachine(role: .alone)
+    var channel: Channel?
+    var onRole: @Sendable (Role) -> Void = { _ in }
+    var wanted: CheckpointCause?
+    var lost = false
+    var detector = FailureDetector(paths: 1, interval: PairClock.heartbeat, now: 0)
+  }
+
+  public let options: Options
+  public let gate: OutputGate
+  private let comparison = Mutex(Comparison())
+  private let state = Mutex(State())
+  /// An eventfd: there is something for the checkpoint thread.
+  private let wake: CInt
+
+  public init(_ options: Options, tap: (any FrameBackend)?) throws(HostError) {
+    self.options = options
+    wake = lx_eventfd(0)
+    guard wake >= 0 else { throw HostError(operation: "eventfd", errno: -wake) }
+    gate = OutputGate(
+      mode: options.mode, clock: { lx_monotonic_ns() },
+      send: { frame in
+        tap.map { tap in TapOutput.send(frame, to: tap) } ?? true
+      })
+  }
+
+  deinit { lx_close(wake) }
+
+  public var status: PairStatus {
+    state.withLock { state in
+      var status = state.status
+      status.role = state.roles.role
+      return status
+    }
+  }
+
+  /// Told of every new role.
+  public var onRole: @Sendable (Role) -> Void {
+    get { state.withLock { $0.onRole } }
+    set { state.withLock { $0.onRole = newValue } }
+  }
+
+  @discardableResult
+  private func change(_ event: RoleEvent) -> RoleMachine.Transition? {
+    let (transition, tell) = state.withLock { ($0.roles.handle(event), $0.onRole) }
+    if let transition { tell(transition.to) }
+    return transition
+  }
+
+  /// Asks for a checkpoint soon.
+  public func requestCheckpoint(_ cause: CheckpointCause) {
+    state.withLock { if $0.wanted == nil { $0.wanted = cause } }
+    lx_eventfd_signal(wake)
+  }
+
+  // MARK: PairTraffic, device thread
+
+  public func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {
+    guard let channel = state.withLock({ $0.channel }) else { return }
+    if options.mode == .colo, frame.count > 12 {
+      let bytes = unsafe UnsafeRawBufferPointer(rebasing: frame[12...])
+      comparison.withLock { comparison in
+        unsafe bytes.withMemoryRebound(to: UInt8.self) {
+          unsafe comparison.comparator.input(Span(_unsafeElements: $0))
+        }
+      }
+    }
+    do throws(ChannelError) { try channel.send(.input(card: 0, number: number, frame: unsafe Array(frame))) } catch {
+      channel.close()
+    }
+  }
+
+  public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer) {
+    guard options.mode == .colo, let token, frame.count > 12 else { return }
+    let bytes = unsafe UnsafeRawBufferPointer(rebasing: frame[12...])
+    compare { comparison in
+      unsafe bytes.withMemoryRebound(to: UInt8.self) {
+        unsafe comparison.comparator.primary(Span(_unsafeElements: $0), token: token)
+      }
+    }
+  }
+
+  public func gateIsFull() { requestCheckpoint(.queueFull) }
+
+  /// Hands a frame to the comparator, and the gate what is equal by now.
+  private func compare(_ body: (inout Comparison) -> ComparisonOutcome) {
+    let outcome = comparison.withLock { comparison in
+      let outcome = body(&comparison)
+      var equal: [UInt64] = []
+      while let token = comparison.comparator.nextEqual() { equal.append(token) }
+      if !equal.isEmpty { gate.compared(equal, .equal) }
+      return outcome
+    }
+    switch outcome {
+    case .consistent: break
+    case .mismatch: requestCheckpoint(.mismatch)
+    case .overflow: requestCheckpoint(.queueFull)
+    }
+  }
+
+  // MARK: Protection
+
+  /// Protects a machine that runs, over a channel whose handshake is done, until the secondary is lost. Blocks; the caller
+  /// goes on with an unprotected machine afterwards.
+  /// - Parameter description: the machine's, for the secondary; opaque here.
+  public func protect(
+    _ machine: Machine, backend: PairBackend?, disks: [MirroredDisk], channel: Channel, description: [UInt8]
+  ) -> String {
+    state.withLock { state in
+      state.channel = channel
+      state.lost = false
+      state.detector = FailureDetector(paths: 1, interval: PairClock.heartbeat, now: lx_monotonic_ns())
+    }
+    change(.secondaryConnected)
+    let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
+    let receiver = try? HostThread.start(name: "pair-receive") { [self] in receive(channel, backend) }
+    let ticker = try? HostThread.start(name: "pair-tick") { [self] in watch(channel) }
+    let why = checkpoints(machine, backend, disks, channel, description)
+    channel.close()
+    sender?.join()
+    receiver?.join()
+    ticker?.join()
+    // Whatever waited may go: there is nobody left who could contradict it.
+    for disk in disks { disk.mirror(to: nil) }
+    backend?.endForwarding()
+    gate.unprotect()
+    backend?.roomMade()
+    state.withLock { $0.channel = nil }
+    change(.peerLost)
+    machine.resume()
+    return why
+  }
+
+  /// The checkpoint thread's life; why it ended.
+  private func checkpoints(
+    _ machine: Machine, _ backend: PairBackend?, _ disks: [MirroredDisk], _ channel: Channel, _ description: [UInt8]
+  ) -> String {
+    let stage = PageStage()
+    var dirty = PageSet(count: machine.memory.pageCount)
+    do throws(ChannelError) { try channel.send(.configuration(description)) } catch { return "\(error)" }
+    var first = true
+    var last = lx_monotonic_ns()
+    while true {
+      let cause = first ? .first : wait(since: last)
+      guard let cause else { return "the secondary is lost" }
+      do {
+        if first { try firstCopy(machine, disks, channel, stage) }
+        let began = lx_monotonic_ns()
+        let (saved, _) = try machine.capture(into: stage, dirty: &dirty)
+        let epoch = gate.cut()
+        let given = [backend?.given ?? 0]
+        if first {
+          backend?.beginForwarding()
+          gate.protect()
+        }
+        comparison.withLock { comparison in
+          comparison.comparator.checkpoint()
+          comparison.base = epoch
+        }
+        state.withLock { $0.status.epoch = epoch }
+        machine.resume()
+        last = lx_monotonic_ns()
+        note(cause, pause: last - began, pages: stage.pages.count)
+        try send(stage, epoch, saved, first ? [0] : given, channel)
+        first = false
+        guard awaitReceived(epoch) else { return "the secondary is lost" }
+      } catch {
+        return "\(error)"
+      }
+    }
+  }
+
+  private func note(_ cause: CheckpointCause, pause: UInt64, pages: Int) {
+    state.withLock { state in
+      state.status.checkpoints[cause, default: 0] += 1
+      state.status.pagesSent += UInt64(pages)
+      if state.status.pauses.count == Self.pausesKept { state.status.pauses.removeFirst(Self.pausesKept / 2) }
+      state.status.pauses.append(pause)
+    }
+  }
+
+  /// Sends RAM while the guest runs, again and again until little is left to do at the first pause, and the disks.
+  private func firstCopy(_ machine: Machine, _ disks: [MirroredDisk], _ channel: Channel, _ stage: PageStage) throws {
+    for (index, disk) in disks.enumerated() {
+      disk.mirror { [weak self] change in self?.tell(index, change) }
+      var position: UInt64? = 0
+      while let at = position {
+        channel.waitForRoom(below: 8 << 20)
+        position = try disk.tellContents(from: at, limit: 1 << 20)
+      }
+    }
+    var dirty = PageSet(count: machine.memory.pageCount)
+    for _ in 0..<8 {
+      dirty.removeAll()
+      try machine.harvestDirtyPages(into: &dirty)
+      stage.removeAll()
+      try stage.add(dirty, of: machine.memory)
+      try send(stage, 0, channel)
+      if stage.pages.count < 512 { return }
+    }
+  }
+
+  private func tell(_ index: Int, _ change: DiskChange) {
+    let (channel, epoch) = state.withLock { ($0.channel, $0.status.epoch + 1) }
+    guard let channel else { return }
+    let message: Message =
+      switch change.kind {
+      case .write(let bytes):
+        .disk(index: UInt8(index), epoch: epoch, position: change.position, count: 0, zero: 0, bytes: bytes)
+      case .discard(let count):
+        .disk(index: UInt8(index), epoch: epoch, position: change.position, count: count, zero: 0, bytes: [])
+      case .zero(let count, let unmap):
+        .disk(
+          index: UInt8(index), epoch: epoch, position: change.position, count: count, zero: unmap ? 2 : 1, bytes: [])
+      }
+    do throws(ChannelError) { try channel.send(message) } catch { channel.close() }
+  }
+
+  private func send(_ stage: PageStage, _ epoch: UInt64, _ channel: Channel) throws(ChannelError) {
+    var run: [UInt8] = []
+    for (index, page) in stage.pages.enumerated() {
+      unsafe PageRun.append(UInt64(page), UnsafeRawBufferPointer(stage.contents(index)), to: &run)
+      if (index + 1) % 256 == 0 || index + 1 == stage.pages.count {
+        try channel.sendBulk(.pages(epoch: epoch, run: run))
+        run.removeAll(keepingCapacity: true)
+      }
+    }
+  }
+
+  private func send(
+    _ stage: PageStage, _ epoch: UInt64, _ saved: [UInt8], _ given: [UInt64], _ channel: Channel
+  ) throws(ChannelError) {
+    try send(stage, epoch, channel)
+    try channel.sendBulk(.checkpoint(epoch: epoch, pages: UInt64(stage.pages.count), given: given, state: saved))
+  }
+
+  /// Until a checkpoint is due: why; nil when the secondary is lost.
+  private func wait(since last: UInt64) -> CheckpointCause? {
+    while true {
+      let (lost, wanted) = state.withLock { state in
+        defer { state.wanted = nil }
+        return (state.lost, state.wanted)
+      }
+      if lost { return nil }
+      if let wanted { return wanted }
+      let now = lx_monotonic_ns()
+      if now - last >= options.period { return .period }
+      if options.mode == .colo, gate.waiting.oldest > options.patience { return .silence }
+      HostThread.waitReadable(wake, timeoutMilliseconds: 5)
+      _ = lx_eventfd_take(wake)
+    }
+  }
+
+  /// Sends signs of life and looks for the secondary's.
+  private func watch(_ channel: Channel) {
+    PairClock.tick { [self] number, away in
+      let (term, dead) = state.withLock { state in
+        let now = lx_monotonic_ns()
+        if away { state.detector.wasAway(until: now) }
+        return (state.roles.term, state.lost || state.detector.isDead(now: now))
+      }
+      guard !dead else {
+        channel.close()
+        return false
+      }
+      do throws(ChannelError) { try channel.send(.heartbeat(term: term, sequence: number)) } catch { return false }
+      return true
+    }
+  }
+
+  private func awaitReceived(_ epoch: UInt64) -> Bool {
+    while true {
+      let (lost, received) = state.withLock { ($0.lost, $0.status.received) }
+      if lost { return false }
+      if received >= epoch { return true }
+      HostThread.waitReadable(wake, timeoutMilliseconds: 100)
+      _ = lx_eventfd_take(wake)
+    }
+  }
+
+  // MARK: Receiving thread
+
+  private func receive(_ channel: Channel, _ backend: PairBackend?) {
+    do {
+      while true {
+        switch try Message(decoding: try channel.receive()) {
+        case .inputAcknowledged(_, let count): gate.inputAcknowledged(count)
+        case .output(_, let base, let frame):
+          guard options.mode == .colo, frame.count > 12 else { continue }
+          compare { comparison in
+            // The rest comes from before the secondary's load of the newest checkpoint.
+            guard base == comparison.base else { return .consistent }
+            return unsafe frame.withUnsafeBufferPointer { bytes in
+              unsafe comparison.comparator.secondary(
+                Span(_unsafeElements: UnsafeBufferPointer(rebasing: bytes[12...])))
+            }
+          }
+        case .received(let epoch):
+          gate.received(epoch)
+          state.withLock { $0.status.received = max($0.status.received, epoch) }
+          change(.firstCheckpoint)
+          lx_eventfd_signal(wake)
+        case .loaded: break
+        case .heartbeat(let term, _):
+          state.withLock { $0.detector.arrived(path: 0, now: lx_monotonic_ns()) }
+          if change(.laterTerm(term))?.to == .fenced { gate.fence() }
+        case .farewell: throw ChannelError.closed
+        case .configuration, .input, .disk, .pages, .checkpoint: throw ChannelError.notAuthentic
+        }
+        backend?.roomMade()
+      }
+    } catch {
+      channel.close()
+      state.withLock { $0.lost = true }
+      lx_eventfd_signal(wake)
+    }
+  }
+}

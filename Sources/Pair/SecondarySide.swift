@@ -1,0 +1,267 @@
+internal import CLinux
+public import Devices
+internal import GuestMemory
+public import MiniVMM
+public import Replication
+internal import StateCodec
+internal import Synchronization
+
+/// The following side of a pair: takes in checkpoints and input, runs its guest along (in colo), and takes over when the
+/// primary is lost.
+///
+/// Threads: the guest's device thread (``PairTraffic``), the caller's, which receives and controls the machine, one that
+/// sends, one for signs of life.
+public final class SecondarySide: PairTraffic {
+  /// A machine of the primary's shape, not loaded and not started, with RAM that rolls back and dirty tracking.
+  public struct Parts: Sendable {
+    public var machine: Machine
+    public var backend: PairBackend?
+    public var disks: [FollowerDisk]
+    /// The card's address and tap, to announce after a takeover.
+    public var mac: [UInt8]
+    public var tap: (any FrameBackend)?
+    public init(
+      machine: Machine, backend: PairBackend?, disks: [FollowerDisk], mac: [UInt8], tap: (any FrameBackend)?
+    ) {
+      self.machine = machine
+      self.backend = backend
+      self.disks = disks
+      self.mac = mac
+      self.tap = tap
+    }
+  }
+
+  /// How the pair's life ended for this side.
+  public enum Ending: Equatable, Sendable {
+    /// It serves the clients now.
+    case tookOver
+    /// It had no whole checkpoint, or the guest has ended.
+    case gaveUp(String)
+  }
+
+  private struct State {
+    var roles = RoleMachine(role: .joining)
+    var mode = ReplicationMode.remus
+    var onRole: @Sendable (Role) -> Void = { _ in }
+    var loaded: UInt64 = 0
+    var lost = false
+    /// A load failed half-way: this machine can never run again.
+    var broken = false
+    var demanded = false
+    var channel: Channel?
+    var detector = FailureDetector(paths: 1, interval: PairClock.heartbeat, now: 0)
+  }
+
+  /// The primary's, once its description has come.
+  public var mode: ReplicationMode {
+    get { state.withLock { $0.mode } }
+    set { state.withLock { $0.mode = newValue } }
+  }
+  /// Told of every new role.
+  public var onRole: @Sendable (Role) -> Void {
+    get { state.withLock { $0.onRole } }
+    set { state.withLock { $0.onRole = newValue } }
+  }
+  /// Whether KVM must be made to forget translations after a load (``HostProbe/translationsGoStale()``).
+  private let refreshes: Bool
+  private let state = Mutex(State())
+
+  public init(refreshes: Bool) {
+    self.refreshes = refreshes
+  }
+
+  public var role: Role { state.withLock { $0.roles.role } }
+  public var loaded: UInt64 { state.withLock { $0.loaded } }
+
+  /// Takes over as soon as it can. From any thread.
+  public func demandFailover() {
+    state.withLock { state in
+      state.demanded = true
+      state.channel?.close()
+    }
+  }
+
+  // MARK: PairTraffic, device thread
+
+  public func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {}
+  public func gateIsFull() {}
+
+  public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer) {
+    guard mode == .colo else { return }
+    let (channel, loaded) = state.withLock { ($0.channel, $0.loaded) }
+    guard let channel else { return }
+    do throws(ChannelError) { try channel.send(.output(card: 0, base: loaded, frame: unsafe Array(frame))) } catch {
+      channel.close()
+    }
+  }
+
+  // MARK: Following
+
+  /// Follows a primary over a channel whose handshake is done, to the end. Blocks.
+  /// - Parameter make: makes the machine that the primary describes.
+  public func follow(_ channel: Channel, make: ([UInt8]) throws -> Parts) -> Ending {
+    state.withLock { state in
+      state.channel = channel
+      state.detector = FailureDetector(paths: 1, interval: PairClock.heartbeat, now: lx_monotonic_ns())
+    }
+    let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
+    let ticker = try? HostThread.start(name: "pair-tick") { [self] in watch(channel) }
+    var parts: Parts?
+    var why = "the primary is lost"
+    do { try receive(channel, &parts, make) } catch { why = "\(error)" }
+    let canTakeOver = state.withLock { state in
+      state.lost = true
+      return !state.broken
+    }
+    let change = canTakeOver ? change(.peerLost) : nil
+    // A primary that only slept must learn that it has been replaced.
+    if let change, change.to == .takingOver {
+      try? channel.send(.heartbeat(term: state.withLock { $0.roles.term }, sequence: 0))
+      for _ in 0..<20 where !channel.isDrained { HostThread.waitReadable(-1, timeoutMilliseconds: 1) }
+    }
+    channel.close()
+    sender?.join()
+    ticker?.join()
+    state.withLock { $0.channel = nil }
+    guard change?.to == .takingOver, let parts else {
+      parts?.machine.stop()
+      return .gaveUp(why)
+    }
+    return takeOver(parts)
+  }
+
+  @discardableResult
+  private func change(_ event: RoleEvent) -> RoleMachine.Transition? {
+    let (transition, tell) = state.withLock { ($0.roles.handle(event), $0.onRole) }
+    if let transition { tell(transition.to) }
+    return transition
+  }
+
+  private func watch(_ channel: Channel) {
+    PairClock.tick { [self] number, away in
+      let (term, dead) = state.withLock { state in
+        let now = lx_monotonic_ns()
+        if away { state.detector.wasAway(until: now) }
+        return (state.roles.term, state.lost || state.detector.isDead(now: now))
+      }
+      guard !dead else {
+        channel.endReceiving()
+        return false
+      }
+      do throws(ChannelError) { try channel.send(.heartbeat(term: term, sequence: number)) } catch { return false }
+      return true
+    }
+  }
+
+  private func receive(_ channel: Channel, _ parts: inout Parts?, _ make: ([UInt8]) throws -> Parts) throws {
+    let stage = PageStage()
+    var dirty = PageSet(count: 0)
+    guard case .configuration(let description) = try Message(decoding: try channel.receive()) else {
+      throw ChannelError.notAuthentic
+    }
+    let made = try make(description)
+    parts = made
+    let machine = made.machine
+    let memory = machine.memory
+    dirty = PageSet(count: memory.pageCount)
+    while true {
+      switch try Message(decoding: try channel.receive()) {
+      case .input(_, let number, let frame):
+        guard let backend = made.backend else { throw StateError.invalid("input for a machine without a card") }
+        try backend.log.append(number, frame)
+        try channel.send(.inputAcknowledged(card: 0, count: number))
+        backend.signal()
+      case .disk(let index, let epoch, let position, let count, let zero, let bytes):
+        try change(made, index, epoch, position, count, zero, bytes)
+      case .pages(let epoch, let run):
+        try unsafe PageRun.decode(run, pageCount: memory.pageCount) { page, contents throws(StateError) in
+          // The first copy goes straight into RAM that nobody uses yet.
+          if epoch == 0, loaded == 0 {
+            _ = unsafe memory.setCheckpointPage(page, contents)
+          } else {
+            do { unsafe try stage.add(page).copyMemory(from: contents) } catch { throw .invalid("\(error)") }
+          }
+        }
+      case .checkpoint(let epoch, let pages, let given, let saved):
+        guard epoch == loaded + 1, pages == UInt64(stage.pages.count), let given = given.first else {
+          throw StateError.invalid("checkpoint \(epoch) with \(pages) pages after \(loaded)")
+        }
+        // Whole: from here on it is what this side goes by.
+        try channel.send(.received(epoch: epoch))
+        let start = lx_monotonic_ns()
+        try load(made, stage, epoch, given, saved, &dirty)
+        stage.removeAll()
+        try channel.send(.loaded(epoch: epoch, nanoseconds: lx_monotonic_ns() - start))
+      case .heartbeat:
+        state.withLock { $0.detector.arrived(path: 0, now: lx_monotonic_ns()) }
+      case .farewell(let guestEnded):
+        guard guestEnded else { return }
+        change(.peerSaidFarewell)
+        throw StateError.invalid("the guest has ended")
+      case .configuration, .inputAcknowledged, .output, .received, .loaded: throw ChannelError.notAuthentic
+      }
+    }
+  }
+
+  private func change(
+    _ parts: Parts, _ index: UInt8, _ epoch: UInt64, _ position: UInt64, _ count: UInt64, _ zero: UInt8,
+    _ bytes: [UInt8]
+  ) throws {
+    guard index < parts.disks.count else { throw StateError.invalid("disk \(index)") }
+    let disk = parts.disks[Int(index)]
+    let kind: DiskChange.Kind =
+      count == 0 ? .write(bytes) : zero == 0 ? .discard(count: count) : .zero(count: count, unmap: zero == 2)
+    let change = DiskChange(position: position, kind: kind)
+    if loaded == 0 {
+      guard disk.fits(change) else { throw StateError.invalid("a change outside disk \(index)") }
+      let error = disk.make(change)
+      guard error == 0 else { throw HostError(operation: "writing the disk", errno: error) }
+    } else if !disk.keep(change, epoch: epoch) {
+      throw StateError.invalid("a change outside disk \(index), or more than can be kept")
+    }
+  }
+
+  private func load(
+    _ parts: Parts, _ stage: PageStage, _ epoch: UInt64, _ given: UInt64, _ saved: [UInt8], _ dirty: inout PageSet
+  ) throws {
+    let machine = parts.machine
+    let first = loaded == 0
+    state.withLock { $0.broken = true }
+    try machine.load(stage, state: saved, dirty: &dirty, refreshing: refreshes, clock: .catchesUp)
+    for disk in parts.disks {
+      let error = disk.load(epoch: epoch)
+      guard error == 0 else { throw HostError(operation: "writing the disk", errno: error) }
+    }
+    try parts.backend?.log.rewind(toCheckpointAfter: given)
+    state.withLock { state in
+      state.loaded = epoch
+      state.broken = false
+    }
+    change(.firstCheckpoint)
+    guard mode == .colo else { return }
+    if first { try machine.start() } else { machine.resume() }
+    parts.backend?.signal()
+  }
+
+  // MARK: Takeover
+
+  private func takeOver(_ parts: Parts) -> Ending {
+    let machine = parts.machine
+    machine.pause()
+    for disk in parts.disks {
+      let error = disk.takeOver()
+      guard error == 0 else {
+        machine.stop()
+        return .gaveUp("\(HostError(operation: "writing the disk at the takeover", errno: error))")
+      }
+    }
+    parts.backend?.serve()
+    if let tap = parts.tap { TapOutput.announce(parts.mac, on: tap) }
+    change(.takeoverDone)
+    do {
+      if mode == .colo { machine.resume() } else { try machine.start() }
+    } catch { return .gaveUp("\(error)") }
+    parts.backend?.signal()
+    return .tookOver
+  }
+}
