@@ -133,6 +133,44 @@ private let data = TestDriver.buffers
     #expect(device.seen.first?.readableBytes == 0xffff_ffff)
   }
 
+  /// Rings, an indirect table and buffers, all above 4 GiB, and a buffer on each side of the hole in one chain.
+  @Test func everythingAbove4GiB_passesAndIsMarkedWhereItLies() {
+    let (table, buffer) = (Self.high + 0x8_0000, Self.high + 0x10_0ff8)
+    driver.start(CommonFeature.indirectDescriptors, size: 8, base: Self.high)
+    driver.describe(table: table, 0, Self.low - 16, 16, flags: write | next, next: 1)
+    driver.describe(table: table, 1, buffer, 16, flags: write)
+    driver.describe(0, table, 32, flags: VirtqueueDescriptor.indirect)
+    _ = harvest(driver.memory)
+    driver.offer(0)
+    driver.kick()
+    #expect(driver.takeUsed() == [Used(head: 0, written: 32)])
+    #expect(driver.bytes(Self.low - 16, 16) + driver.bytes(buffer, 16) == [UInt8](repeating: 0xa5, count: 32))
+    // Pages are counted without the hole: above it they follow those below. Used ring, last page below, two of the buffer.
+    let first = Int(Self.low / GuestMemory.pageSize)
+    #expect(harvest(driver.memory) == [first + 0x12, first - 1, first + 0x100, first + 0x101])
+  }
+
+  @Test func disk_readsAndWritesAbove4GiB() throws {
+    let disk = try TestDisk(sectors: 64)
+    defer { disk.device.shutDown() }
+    let driver = try TestDriver(disk.device, memory: driver.memory, name: "blk0")
+    driver.start(size: 8, base: Self.high)
+    let (header, data, status) = (Self.high + 0x10_0000, Self.high + 0x10_1000, Self.high + 0x10_2000)
+    func request(_ type: UInt32, _ sector: UInt64, _ buffer: Buffer) -> UInt8 {
+      driver.poke(BlockRequestHeader(type: type, sector: sector), at: header)
+      driver.poke(0xee as UInt8, at: status)
+      driver.add(0, [.readable(header, 16), buffer, .writable(status, 1)])
+      driver.write(MMIORegister.queueNotify, 0)
+      #expect(driver.collect(1).count == 1)
+      return driver.peek(at: status)
+    }
+    #expect(request(BlockRequestType.read, 3, .writable(data, 1024)) == BlockStatus.ok)
+    #expect(driver.bytes(data, 1024) == TestDisk.pattern(sector: 3, count: 1024))
+    driver.fill(data, 512, 0x77)
+    #expect(request(BlockRequestType.write, 9, .readable(data, 512)) == BlockStatus.ok)
+    #expect(disk.contents(9 * 512, 512) == [UInt8](repeating: 0x77, count: 512))
+  }
+
   @Test func ring_acrossTheHole_isRefused() {
     driver.negotiate()
     #expect(driver.setUpQueue(0, size: 8, descriptors: Self.low - 64) == 0)

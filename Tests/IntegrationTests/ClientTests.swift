@@ -6,10 +6,14 @@ extension Integration {
   /// Real clients against a guest's servers, over a tap and over the socket back end.
   @Suite("Clients", .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"))
   struct Clients {
-    static let lab = [
-      "run", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline",
-      "service=kv,echo ip=\(Namespace.guest)/24 gw=\(Namespace.host)",
-    ]
+    static let lab = lab(memory: "64M")
+
+    static func lab(memory: String) -> [String] {
+      [
+        "run", "--kernel", Environment.labGuest, "--memory", memory, "--cmdline",
+        "service=kv,echo ip=\(Namespace.guest)/24 gw=\(Namespace.host)",
+      ]
+    }
 
     @Test(arguments: [1, 2, 4]) func redis_overATap(cpus: Int) throws {
       let space = try Namespace()

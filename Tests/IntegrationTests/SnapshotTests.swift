@@ -16,12 +16,15 @@ extension Integration {
       try #require(outcome.status == 0, "\(outcome.errors)")
     }
 
-    @Test(arguments: [1, 2]) func lab_keepsItsDataAndAConnection(cpus: Int) throws {
+    /// 5G: RAM above 4 GiB, which the guest leaves alone.
+    @Test(arguments: zip([1, 2, 2], ["64M", "64M", "5G"]))
+    func lab_keepsItsDataAndAConnection(cpus: Int, memory: String) throws {
       let space = try Namespace()
       let (control, file) = (Self.path("control"), Self.path("lab.snapshot"))
       defer { try? FileManager.default.removeItem(atPath: file) }
       let first = try Guest(
-        Clients.lab + ["--net", "tap=\(space.tap)", "--cpus", "\(cpus)", "--control", control], in: space)
+        Clients.lab(memory: memory) + ["--net", "tap=\(space.tap)", "--cpus", "\(cpus)", "--control", control],
+        in: space)
       try first.wait(for: "lab: ready", timeout: 20)
       let client = try space.connect(port: 11211)
       #expect(try client.exchange("set before 0 0 5\r\nsaved\r\n", expecting: "STORED\r\n"))

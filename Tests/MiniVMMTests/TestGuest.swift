@@ -149,8 +149,10 @@ func makeMachine(
 
 /// A machine whose code runs in 64-bit user mode with port access, natively on every host: the low 16 MiB mapped one to
 /// one by page tables at 0x100000, and page 0x500000 at ``UserMode/window`` as well.
-func makeUserModeMachine(_ code: [UInt8], dirtyTracking: DirtyTracking = .none) throws -> Machine {
-  let machine = try makeMachine(code, dirtyTracking: dirtyTracking)
+func makeUserModeMachine(
+  _ code: [UInt8], mebibytes: UInt64 = 16, dirtyTracking: DirtyTracking = .none
+) throws -> Machine {
+  let machine = try makeMachine(code, mebibytes: mebibytes, dirtyTracking: dirtyTracking)
   let memory = machine.memory
   let (pml4, pdpt, low, high): (UInt64, UInt64, UInt64, UInt64) = (0x10_0000, 0x10_1000, 0x10_2000, 0x10_3000)
   try memory.store(pdpt | 7, at: pml4)

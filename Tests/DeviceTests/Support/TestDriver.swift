@@ -37,11 +37,11 @@ struct DriverQueue {
   var availIndex: UInt16 = 0
   var lastUsed: UInt16 = 0
 
-  /// Rings of queue `index` live at 64 KiB + 16 KiB × index; 256 entries fit.
-  init(index: Int, size: UInt16) {
+  /// Rings of queue `index` live at `base` + 64 KiB + 16 KiB × index; 256 entries fit.
+  init(index: Int, size: UInt16, base: UInt64 = 0) {
     self.index = index
     self.size = size
-    descriptors = 0x1_0000 + 0x4000 * UInt64(index)
+    descriptors = base + 0x1_0000 + 0x4000 * UInt64(index)
     avail = descriptors + 0x1000
     used = descriptors + 0x2000
     free = Array((0..<size).reversed())
@@ -117,13 +117,14 @@ final class TestDriver: @unchecked Sendable {
     return read(MMIORegister.queueReady)
   }
 
-  /// From reset to DRIVER_OK with every queue of `size` entries and empty rings.
-  func start(_ features: UInt64 = 0, size: UInt16 = 8, queueCount: Int = 1) {
+  /// From reset to DRIVER_OK with every queue of `size` entries and empty rings, in RAM from `base` on.
+  func start(_ features: UInt64 = 0, size: UInt16 = 8, queueCount: Int = 1, base: UInt64 = 0) {
     negotiate(features)
-    queues = (0..<queueCount).map { DriverQueue(index: $0, size: size) }
+    queues = (0..<queueCount).map { DriverQueue(index: $0, size: size, base: base) }
     for queue in queues {
       fill(queue.descriptors, 0x4000, 0)
-      setUpQueue(queue.index, size: UInt32(size))
+      setUpQueue(
+        queue.index, size: UInt32(size), descriptors: queue.descriptors, avail: queue.avail, used: queue.used)
     }
     setStatus(status | DeviceStatus.driverOK)
     run()
