@@ -78,7 +78,8 @@ let package = Package(
       name: "PairTests", dependencies: ["Pair", "Replication", "MiniVMM", "Devices", "GuestMemory", "CLinux"],
       path: "Tests/PairTests", swiftSettings: settings),
     .testTarget(
-      name: "ReplicationTests", dependencies: ["Replication", "StateCodec", "CLinux"],
+      name: "ReplicationTests",
+      dependencies: ["Replication", "StateCodec", "CLinux", .product(name: "Crypto", package: "swift-crypto")],
       path: "Tests/ReplicationTests", swiftSettings: settings),
   ]
 )

@@ -7,6 +7,9 @@ enum PairClock {
   /// Nanoseconds between signs of life.
   static let heartbeat: UInt64 = 10_000_000
 
+  /// Patience with a side that gets its first checkpoint, in nanoseconds.
+  static let joiningGrace: UInt64 = 2_000_000_000
+
   /// Calls `body` every heartbeat until it says false, with the beat's number, and whether this thread was kept from running
   /// for so long that what the other side sent may not have been read.
   static func tick(_ body: (_ number: UInt64, _ away: Bool) -> Bool) {

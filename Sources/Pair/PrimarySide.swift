@@ -115,7 +115,7 @@ public final class PrimarySide: PairTraffic {
       }
     }
     do throws(ChannelError) { try channel.send(.input(card: 0, number: number, frame: unsafe Array(frame))) } catch {
-      channel.close()
+      channel.abandon()
     }
   }
 
@@ -155,6 +155,8 @@ public final class PrimarySide: PairTraffic {
   public func protect(
     _ machine: Machine, backend: PairBackend?, disks: [MirroredDisk], channel: Channel, description: [UInt8]
   ) -> String {
+    // The first message, whatever the threads say next.
+    do throws(ChannelError) { try channel.send(.configuration(description)) } catch { return "\(error)" }
     state.withLock { state in
       state.channel = channel
       state.lost = false
@@ -164,7 +166,7 @@ public final class PrimarySide: PairTraffic {
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
     let receiver = try? HostThread.start(name: "pair-receive") { [self] in receive(channel, backend) }
     let ticker = try? HostThread.start(name: "pair-tick") { [self] in watch(channel) }
-    let why = checkpoints(machine, backend, disks, channel, description)
+    let why = checkpoints(machine, backend, disks, channel)
     channel.close()
     sender?.join()
     receiver?.join()
@@ -182,11 +184,10 @@ public final class PrimarySide: PairTraffic {
 
   /// The checkpoint thread's life; why it ended.
   private func checkpoints(
-    _ machine: Machine, _ backend: PairBackend?, _ disks: [MirroredDisk], _ channel: Channel, _ description: [UInt8]
+    _ machine: Machine, _ backend: PairBackend?, _ disks: [MirroredDisk], _ channel: Channel
   ) -> String {
     let stage = PageStage()
     var dirty = PageSet(count: machine.memory.pageCount)
-    do throws(ChannelError) { try channel.send(.configuration(description)) } catch { return "\(error)" }
     var first = true
     var last = lx_monotonic_ns()
     while true {
@@ -238,15 +239,27 @@ public final class PrimarySide: PairTraffic {
         position = try disk.tellContents(from: at, limit: 1 << 20)
       }
     }
+    // Everything once, in pieces; what is changed meanwhile is dirty afterwards.
     var dirty = PageSet(count: machine.memory.pageCount)
+    try machine.harvestDirtyPages(into: &dirty)
+    let all = machine.memory.pageCount
+    for start in stride(from: 0, to: all, by: 4096) {
+      dirty.removeAll()
+      for page in start..<min(start + 4096, all) { dirty.insert(page) }
+      try send(dirty, machine, channel, stage)
+    }
     for _ in 0..<8 {
       dirty.removeAll()
       try machine.harvestDirtyPages(into: &dirty)
-      stage.removeAll()
-      try stage.add(dirty, of: machine.memory)
-      try send(stage, 0, channel)
+      try send(dirty, machine, channel, stage)
       if stage.pages.count < 512 { return }
     }
+  }
+
+  private func send(_ pages: PageSet, _ machine: Machine, _ channel: Channel, _ stage: PageStage) throws {
+    stage.removeAll()
+    try stage.add(pages, of: machine.memory)
+    try send(stage, 0, channel)
   }
 
   private func tell(_ index: Int, _ change: DiskChange) {
@@ -262,7 +275,7 @@ public final class PrimarySide: PairTraffic {
         .disk(
           index: UInt8(index), epoch: epoch, position: change.position, count: count, zero: unmap ? 2 : 1, bytes: [])
       }
-    do throws(ChannelError) { try channel.send(message) } catch { channel.close() }
+    do throws(ChannelError) { try channel.send(message) } catch { channel.abandon() }
   }
 
   private func send(_ stage: PageStage, _ epoch: UInt64, _ channel: Channel) throws(ChannelError) {
@@ -306,13 +319,17 @@ public final class PrimarySide: PairTraffic {
       let (term, dead) = state.withLock { state in
         let now = lx_monotonic_ns()
         if away { state.detector.wasAway(until: now) }
-        return (state.roles.term, state.lost || state.detector.isDead(now: now))
+        let grace = state.roles.role == .syncing ? PairClock.joiningGrace : 0
+        return (state.roles.term, state.lost || state.detector.isDead(now: now, grace: grace))
       }
       guard !dead else {
         channel.close()
         return false
       }
-      do throws(ChannelError) { try channel.send(.heartbeat(term: term, sequence: number)) } catch { return false }
+      do throws(ChannelError) { try channel.send(.heartbeat(term: term, sequence: number)) } catch {
+        channel.close()
+        return false
+      }
       return true
     }
   }

@@ -91,7 +91,7 @@ public final class SecondarySide: PairTraffic {
     let (channel, loaded) = state.withLock { ($0.channel, $0.loaded) }
     guard let channel else { return }
     do throws(ChannelError) { try channel.send(.output(card: 0, base: loaded, frame: unsafe Array(frame))) } catch {
-      channel.close()
+      channel.abandon()
     }
   }
 
@@ -142,13 +142,17 @@ public final class SecondarySide: PairTraffic {
       let (term, dead) = state.withLock { state in
         let now = lx_monotonic_ns()
         if away { state.detector.wasAway(until: now) }
-        return (state.roles.term, state.lost || state.detector.isDead(now: now))
+        let grace = state.roles.role == .joining ? PairClock.joiningGrace : 0
+        return (state.roles.term, state.lost || state.detector.isDead(now: now, grace: grace))
       }
       guard !dead else {
         channel.endReceiving()
         return false
       }
-      do throws(ChannelError) { try channel.send(.heartbeat(term: term, sequence: number)) } catch { return false }
+      do throws(ChannelError) { try channel.send(.heartbeat(term: term, sequence: number)) } catch {
+        channel.close()
+        return false
+      }
       return true
     }
   }
@@ -183,7 +187,8 @@ public final class SecondarySide: PairTraffic {
           }
         }
       case .checkpoint(let epoch, let pages, let given, let saved):
-        guard epoch == loaded + 1, pages == UInt64(stage.pages.count), let given = given.first else {
+        guard epoch == loaded + 1 || loaded == 0, epoch > 0, pages == UInt64(stage.pages.count), let given = given.first
+        else {
           throw StateError.invalid("checkpoint \(epoch) with \(pages) pages after \(loaded)")
         }
         // Whole: from here on it is what this side goes by.

@@ -9,12 +9,24 @@ public final class Namespace: Sendable {
   public let name: String
   public let tap = "tap0"
 
-  public init(taps: [String] = ["tap0"]) throws {
+  /// - Parameter bridged: all taps are ports of one bridge, which has the host's addresses: one network with several
+  ///   machines on it.
+  public init(taps: [String] = ["tap0"], bridged: Bool = false) throws {
     name = "minivmm-test-\(getpid())-\(UInt32.random(in: 0..<1_000_000))"
     try require("ip", ["netns", "add", name])
     try inside("ip", ["link", "set", "lo", "up"])
+    if bridged {
+      try inside("ip", ["link", "add", "br0", "type", "bridge"])
+      try inside("ip", ["address", "add", "\(Self.host)/24", "dev", "br0"])
+      try inside("ip", ["link", "set", "br0", "up"])
+    }
     for (index, tap) in taps.enumerated() {
       try inside("ip", ["tuntap", "add", tap, "mode", "tap"])
+      guard !bridged else {
+        try inside("ip", ["link", "set", tap, "master", "br0"])
+        try inside("ip", ["link", "set", tap, "up"])
+        continue
+      }
       try inside("ip", ["address", "add", "10.0.\(index).1/24", "dev", tap])
       try inside("ip", ["address", "add", "fd00:0:0:\(index)::1/64", "dev", tap, "nodad"])
       try inside("ip", ["link", "set", tap, "up"])

@@ -150,6 +150,12 @@ public final class Channel: Sendable {
     }
   }
 
+  /// Takes no more messages. For threads that may not make every system call; somebody else calls ``close()``.
+  public func abandon() {
+    queue.withLock { $0.isClosed = true }
+    lx_eventfd_signal(wake)
+  }
+
   /// Ends both threads' calls.
   public func close() {
     queue.withLock { $0.isClosed = true }

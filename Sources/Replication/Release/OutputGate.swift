@@ -95,8 +95,14 @@ public final class OutputGate: Sendable {
     }
   }
 
-  /// Output is held from here on: a secondary is there.
-  public func protect() { state.withLock { $0.isProtected = true } }
+  /// Output is held from here on: a secondary is there, which has no input yet.
+  public func protect() {
+    state.withLock { state in
+      state.isProtected = true
+      // Its numbering is a new one; what an earlier secondary acknowledged says nothing of it.
+      state.secondary.inputAcknowledged = 0
+    }
+  }
 
   /// The secondary has gone: everything may leave.
   public func unprotect() {

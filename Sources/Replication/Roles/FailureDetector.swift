@@ -52,5 +52,6 @@ public struct FailureDetector: Sendable {
   /// When the peer will be dead if nothing comes.
   public var deadline: UInt64 { paths.indices.map { paths[$0].last + timeout(path: $0) }.max() ?? 0 }
 
-  public func isDead(now: UInt64) -> Bool { now > deadline }
+  /// - Parameter grace: more patience, in nanoseconds: while nobody could take over, haste gains nothing.
+  public func isDead(now: UInt64, grace: UInt64 = 0) -> Bool { now > deadline + grace }
 }

@@ -1,0 +1,121 @@
+import Foundation
+import Harness
+import Testing
+
+extension Integration {
+  /// A protected guest, real clients on connections opened before the kill, and a real SIGKILL.
+  @Suite(
+    "Pairs", .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
+    .timeLimit(.minutes(3)))
+  struct Pairs {
+    private let space: Namespace
+    private let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-pair-\(UUID())")
+    private var key: String { folder.appending(path: "key").path }
+
+    init() throws {
+      space = try Namespace(taps: ["tap0", "tap1"], bridged: true)
+      try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+      try makeKey(key)
+    }
+
+    private func makeKey(_ path: String) throws {
+      let bytes = Data((0..<32).map { _ in UInt8.random(in: 0...255) })
+      #expect(FileManager.default.createFile(atPath: path, contents: bytes, attributes: [.posixPermissions: 0o600]))
+    }
+
+    private func secondary(_ tap: String, port: Int = 7000, key: String? = nil) throws -> Guest {
+      let guest = try Guest(
+        ["secondary", "--listen", "127.0.0.1:\(port)", "--key", key ?? self.key, "--net", "tap=\(tap)"], in: space)
+      try guest.wait(for: "waiting for a primary", timeout: 10)
+      return guest
+    }
+
+    private func primary(_ mode: String) throws -> Guest {
+      try Guest(
+        [
+          "primary", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline",
+          "service=kv ip=\(Namespace.guest)/24", "--net", "tap=tap0", "--replicate", "127.0.0.1:7000", "--key", key,
+          "--mode", mode,
+        ], in: space)
+    }
+
+    /// Counts up on one connection, one request at a time: every reply must be the next number. Calls `at` between the
+    /// sending of request `moment` and its reply.
+    private func count(
+      on client: Connection, from first: Int, to last: Int, moment: Int = -1, at: () -> Void = {}
+    ) throws {
+      for number in first...last {
+        try client.send("INCR n\r\n")
+        if number == moment { at() }
+        let expected = ":\(number)\r\n"
+        let reply = try client.receive(expected.utf8.count, timeout: 10_000)
+        guard reply == Array(expected.utf8) else {
+          Issue.record("INCR \(number) was answered '\(String(decoding: reply, as: UTF8.self))'")
+          return
+        }
+      }
+    }
+
+    @Test(arguments: ["remus", "colo"], [1, 2]) func primaryKilled_theClientGoesOn(mode: String, round: Int) throws {
+      let second = try secondary("tap1")
+      let first = try primary(mode)
+      try first.wait(for: "pair: now primary", timeout: 30)
+      try second.wait(for: "pair: now secondary", timeout: 30)
+      let client = try space.connect(port: 6379)
+      let moment = Int.random(in: 5...30)
+      try count(on: client, from: 1, to: 60, moment: moment) { first.signal(SIGKILL) }
+      try second.wait(for: "pair: now alone", timeout: 10)
+      #expect(try space.inside("redis-cli", ["-h", Namespace.guest, "get", "n"]) == "60\n", "killed at \(moment)")
+    }
+
+    @Test func secondaryKilled_thePrimaryGoesOn_andIsProtectedAgain() throws {
+      let first = try primary("colo")
+      try first.wait(for: "lab: ready", timeout: 20)
+      let client = try space.connect(port: 6379)
+      try count(on: client, from: 1, to: 5)
+      do {
+        let second = try secondary("tap1")
+        try first.wait(for: "pair: now primary", timeout: 30)
+        try count(on: client, from: 6, to: 40, moment: 20) { second.signal(SIGKILL) }
+        try first.wait(for: "pair: alone", timeout: 10)
+      }
+      let third = try secondary("tap1")
+      try third.wait(for: "pair: now secondary", timeout: 30)
+      try count(on: client, from: 41, to: 80, moment: 60) { first.signal(SIGKILL) }
+      try third.wait(for: "pair: now alone", timeout: 10)
+      try count(on: client, from: 81, to: 90)
+    }
+
+    /// A primary that was stopped for longer than its secondary waits has been replaced, and must know it.
+    @Test func primaryStopped_isReplacedAndFenced() throws {
+      let second = try secondary("tap1")
+      let first = try primary("colo")
+      try first.wait(for: "pair: now primary", timeout: 30)
+      try second.wait(for: "pair: now secondary", timeout: 30)
+      let client = try space.connect(port: 6379)
+      try count(on: client, from: 1, to: 40, moment: 20) { first.signal(SIGSTOP) }
+      try second.wait(for: "pair: now alone", timeout: 10)
+      first.signal(SIGCONT)
+      try first.wait(for: "pair: now fenced", timeout: 10)
+      try count(on: client, from: 41, to: 60)
+      _ = try first.waitForExit()
+    }
+
+    @Test func anotherKey_isRefusedByBothSides() throws {
+      let other = folder.appending(path: "other").path
+      try makeKey(other)
+      let second = try secondary("tap1", key: other)
+      let first = try primary("remus")
+      try first.wait(for: "does not have the same key", timeout: 20)
+      try second.wait(for: "refused a connection", timeout: 10)
+      try first.wait(for: "lab: ready", timeout: 20)
+      #expect(try space.inside("redis-cli", ["-h", Namespace.guest, "ping"]) == "PONG\n", "it serves unprotected")
+    }
+
+    @Test func keyReadableByOthers_isRefused() throws {
+      try FileManager.default.setAttributes([.posixPermissions: 0o644], ofItemAtPath: key)
+      let outcome = try run(Environment.minivmm, ["secondary", "--listen", "127.0.0.1:7001", "--key", key])
+      #expect(outcome.status == 77 && outcome.errors.contains("chmod 600"))
+    }
+  }
+}

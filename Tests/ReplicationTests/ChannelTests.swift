@@ -1,0 +1,182 @@
+import CLinux
+import Crypto
+import Glibc
+import Replication
+import StateCodec
+import Synchronization
+import Testing
+
+@Suite("Messages") struct MessageTests {
+  static let all: [Message] = [
+    .configuration([1, 2, 3]), .input(card: 0, number: 7, frame: [9]), .inputAcknowledged(card: 1, count: 1 << 40),
+    .output(card: 0, base: 3, frame: []), .disk(index: 1, epoch: 2, position: 512, count: 0, zero: 0, bytes: [1, 2]),
+    .pages(epoch: 5, run: [UInt8](repeating: 3, count: 100)),
+    .checkpoint(epoch: 6, pages: 12, given: [4, 5], state: [1]), .received(epoch: 6), .loaded(epoch: 6, nanoseconds: 9),
+    .heartbeat(term: 1, sequence: 2), .farewell(guestEnded: true),
+  ]
+
+  @Test(arguments: all) func roundTrip(message: Message) throws {
+    #expect(try Message(decoding: message.encoded) == message)
+  }
+
+  @Test(arguments: all) func everyTruncation_isRefused(message: Message) {
+    let bytes = message.encoded
+    for count in 0..<bytes.count { #expect(throws: StateError.self) { try Message(decoding: Array(bytes[..<count])) } }
+    #expect(throws: StateError.self) { try Message(decoding: bytes + [0]) }
+  }
+
+  /// Whatever a byte is changed to: a refusal, or some message; never a trap.
+  @Test(arguments: all) func everyChangedByte_isSurvived(message: Message) {
+    var bytes = message.encoded
+    for index in bytes.indices {
+      let old = bytes[index]
+      for value in [0, 1, 0x7f, 0x80, 0xff, old ^ 1] as [UInt8] {
+        bytes[index] = value
+        _ = try? Message(decoding: bytes)
+      }
+      bytes[index] = old
+    }
+  }
+}
+
+@Suite("Runs of pages") struct PageRunTests {
+  private func page(_ byte: UInt8) -> [UInt8] { [UInt8](repeating: byte, count: 4096) }
+
+  private func run(_ pages: [(UInt64, UInt8)]) -> [UInt8] {
+    var run: [UInt8] = []
+    for (number, byte) in pages { unsafe page(byte).withUnsafeBytes { unsafe PageRun.append(number, $0, to: &run) } }
+    return run
+  }
+
+  @Test func roundTrip_zerosAreShort() throws {
+    let coded = run([(3, 0), (4, 7), (9, 0), (10, 9)])
+    #expect(coded.count == 4 * 9 + 2 * 4096)
+    var got: [Int: UInt8] = [:]
+    try unsafe PageRun.decode(coded, pageCount: 11) { page, contents throws(StateError) in
+      #expect(contents.count == 4096)
+      got[page] = unsafe contents[4095]
+    }
+    #expect(got == [3: 0, 4: 7, 9: 0, 10: 9])
+  }
+
+  @Test func malformed_isRefusedBeforeAnythingIsDone() {
+    let good = run([(1, 1), (2, 0)])
+    var badForm = good
+    badForm[good.count - 1] = 9
+    for bad in [Array(good.dropLast()), good + [1], badForm, run([(1, 1), (11, 1)])] {
+      var calls = 0
+      #expect(throws: StateError.self) {
+        try unsafe PageRun.decode(bad, pageCount: 11) { _, _ throws(StateError) in calls += 1 }
+      }
+      #expect(calls == 0)
+    }
+  }
+}
+
+@Suite("Channel", .timeLimit(.minutes(1))) struct ChannelTests {
+  static let key = SymmetricKey(data: [UInt8](repeating: 0x42, count: 32))
+
+  private func sockets() -> (CInt, CInt) {
+    var ends: [CInt] = [0, 0]
+    #expect(unsafe socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &ends) == 0)
+    return (ends[0], ends[1])
+  }
+
+  /// Both ends after the handshake; nil where one refused.
+  private func connect(
+    _ first: SymmetricKey = key, _ second: SymmetricKey = key,
+    sides: (Channel.Side, Channel.Side) = (.primary, .secondary)
+  ) -> (Channel?, Channel?) {
+    let (a, b) = sockets()
+    final class Box: Sendable { let value = Mutex<Channel?>(nil) }
+    let box = Box()
+    var thread = pthread_t()
+    let other = Body {
+      box.value.withLock { $0 = try? Channel(descriptor: b, side: sides.1, key: second, timeout: 500) }
+    }
+    unsafe lx_thread_start(
+      &thread,
+      { @Sendable context in
+        if let context = unsafe context { unsafe Unmanaged<Body>.fromOpaque(context).takeUnretainedValue().run() }
+        return nil
+      }, Unmanaged.passUnretained(other).toOpaque())
+    let mine = try? Channel(descriptor: a, side: sides.0, key: first, timeout: 500)
+    lx_thread_join(thread)
+    return (mine, box.value.withLock { $0 })
+  }
+
+  private final class Body: Sendable {
+    let run: @Sendable () -> Void
+    init(_ run: @escaping @Sendable () -> Void) { self.run = run }
+  }
+
+  @Test func sameKey_messagesArrive() throws {
+    let (a, b) = connect()
+    let (one, two) = (try #require(a), try #require(b))
+    for message in MessageTests.all { try one.send(message) }
+    sendQueued(one)
+    for message in MessageTests.all { #expect(try Message(decoding: try two.receive()) == message) }
+    one.close()
+    #expect(throws: ChannelError.closed) { try two.receive() }
+  }
+
+  /// Runs a sender until its queue is empty.
+  private func sendQueued(_ channel: Channel) {
+    let body = Body { _ = channel.runSender() }
+    var thread = pthread_t()
+    unsafe lx_thread_start(
+      &thread,
+      { @Sendable context in
+        if let context = unsafe context { unsafe Unmanaged<Body>.fromOpaque(context).takeRetainedValue().run() }
+        return nil
+      }, Unmanaged.passRetained(body).toOpaque())
+    while !channel.isDrained { usleep(1000) }
+  }
+
+  @Test func anotherKey_isRefused() {
+    let (a, b) = connect(Self.key, SymmetricKey(data: [UInt8](repeating: 1, count: 32)))
+    #expect(a == nil && b == nil)
+  }
+
+  /// A proof sent back, which is what two sides of the same role would be.
+  @Test func ownProofReflected_isRefused() {
+    let (a, b) = connect(sides: (.primary, .primary))
+    #expect(a == nil && b == nil)
+  }
+
+  @Test func silentPeer_garbage_andOtherVersions_areRefusedInTime() {
+    let (a, b) = sockets()
+    let start = lx_monotonic_ns()
+    #expect(throws: ChannelError.timedOut) { try Channel(descriptor: a, side: .primary, key: Self.key, timeout: 200) }
+    #expect(lx_monotonic_ns() - start < 2_000_000_000)
+    let (c, d) = sockets()
+    let noise = [UInt8](repeating: 0x20, count: 100)
+    _ = unsafe lx_send(d, noise, noise.count)
+    #expect(throws: ChannelError.notAuthentic) {
+      try Channel(descriptor: c, side: .primary, key: Self.key, timeout: 200)
+    }
+    let (e, f) = sockets()
+    let old = Array("MVMMPAIR".utf8) + [0, 0, 0, 0] + [UInt8](repeating: 0, count: 32)
+    _ = unsafe lx_send(f, old, old.count)
+    #expect(throws: ChannelError.otherVersion(0)) {
+      try Channel(descriptor: e, side: .primary, key: Self.key, timeout: 200)
+    }
+    for descriptor in [b, d, f] { close(descriptor) }
+  }
+
+  @Test func fullQueue_isTold() throws {
+    let (a, b) = sockets()
+    _ = b
+    let (one, _) = connect()
+    _ = a
+    let channel = try #require(one)
+    var failure: ChannelError?
+    for _ in 0..<600 {
+      do throws(ChannelError) { try channel.send(.configuration([UInt8](repeating: 0, count: 1 << 20))) } catch {
+        failure = error
+        break
+      }
+    }
+    #expect(failure == .sendQueueFull)
+  }
+}
