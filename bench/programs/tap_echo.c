@@ -25,6 +25,8 @@ int main(int argc, char **argv) {
   strncpy(interface.ifr_name, argv[1], sizeof interface.ifr_name - 1);
   int tap = open("/dev/net/tun", O_RDWR);
   if (tap < 0 || ioctl(tap, TUNSETIFF, &interface) < 0) err(1, "%s", argv[1]);
+  // Whoever had the tap before may have left it leaving checksums to its reader.
+  if (ioctl(tap, TUNSETOFFLOAD, 0) < 0) err(1, "TUNSETOFFLOAD");
   puts("ready");
   fflush(stdout);
   uint8_t frame[65536];
