@@ -17,7 +17,6 @@ let package = Package(
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
-    .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
   ],
   targets: [
     .systemLibrary(
@@ -25,6 +24,8 @@ let package = Package(
     .systemLibrary(
       name: "CSeccomp", path: "Sources/CSeccomp", pkgConfig: "libseccomp",
       providers: [.apt(["libseccomp-dev"])]),
+    .systemLibrary(
+      name: "CNettle", path: "Sources/CNettle", pkgConfig: "nettle", providers: [.apt(["nettle-dev"])]),
     .target(name: "CLinux", path: "Sources/CLinux"),
     .target(name: "CKVM", path: "Sources/CKVM"),
     .target(name: "StateCodec", path: "Sources/StateCodec", swiftSettings: settings),
@@ -37,8 +38,7 @@ let package = Package(
       path: "Sources/Devices", swiftSettings: settings),
     .target(
       name: "Replication",
-      dependencies: ["StateCodec", "CLinux", .product(name: "Crypto", package: "swift-crypto")],
-      path: "Sources/Replication", swiftSettings: settings),
+      dependencies: ["StateCodec", "CLinux", "CNettle"], path: "Sources/Replication", swiftSettings: settings),
     // Measures what comparing costs: scripts and tests do not need it.
     .executableTarget(
       name: "comparator-bench", dependencies: ["Replication"], path: "bench/programs/comparator",
@@ -53,7 +53,6 @@ let package = Package(
       name: "CLI",
       dependencies: [
         "Pair", "Replication", "MiniVMM", "Devices", "GuestMemory", "StateCodec", "CLinux",
-        .product(name: "Crypto", package: "swift-crypto"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ],
@@ -79,7 +78,7 @@ let package = Package(
       path: "Tests/PairTests", swiftSettings: settings),
     .testTarget(
       name: "ReplicationTests",
-      dependencies: ["Replication", "StateCodec", "CLinux", .product(name: "Crypto", package: "swift-crypto")],
+      dependencies: ["Replication", "StateCodec", "CLinux"],
       path: "Tests/ReplicationTests", swiftSettings: settings),
   ]
 )

@@ -1,5 +1,4 @@
 import CLinux
-import Crypto
 import Glibc
 import Replication
 import StateCodec
@@ -74,7 +73,7 @@ import Testing
 }
 
 @Suite("Channel", .timeLimit(.minutes(1))) struct ChannelTests {
-  static let key = SymmetricKey(data: [UInt8](repeating: 0x42, count: 32))
+  static let key = SharedKey([UInt8](repeating: 0x42, count: 32))
 
   private func sockets() -> (CInt, CInt) {
     var ends: [CInt] = [0, 0]
@@ -84,7 +83,7 @@ import Testing
 
   /// Both ends after the handshake; nil where one refused.
   private func connect(
-    _ first: SymmetricKey = key, _ second: SymmetricKey = key,
+    _ first: SharedKey = key, _ second: SharedKey = key,
     sides: (Channel.Side, Channel.Side) = (.primary, .secondary)
   ) -> (Channel?, Channel?) {
     let (a, b) = sockets()
@@ -134,7 +133,7 @@ import Testing
   }
 
   @Test func anotherKey_isRefused() {
-    let (a, b) = connect(Self.key, SymmetricKey(data: [UInt8](repeating: 1, count: 32)))
+    let (a, b) = connect(Self.key, SharedKey([UInt8](repeating: 1, count: 32)))
     #expect(a == nil && b == nil)
   }
 

@@ -1,6 +1,5 @@
 public import ArgumentParser
 import CLinux
-import Crypto
 import Devices
 import Glibc
 import GuestMemory
@@ -30,7 +29,7 @@ struct Duration: ExpressibleByArgument, Equatable, Sendable {
 /// The key both sides of a pair share.
 enum PairKey {
   /// Reads a key file: 32 bytes at least, for its owner alone.
-  static func read(_ path: String) throws -> SymmetricKey {
+  static func read(_ path: String) throws -> SharedKey {
     let descriptor = try RunCommand.open(path, what: "key")
     defer { lx_close(descriptor) }
     guard lx_file_mode(descriptor) & 0o077 == 0 else {
@@ -42,7 +41,7 @@ enum PairKey {
       throw Failure(
         "key \(path) is shorter than 32 bytes; make one with: (umask 077; head -c 32 /dev/urandom > \(path))", .badData)
     }
-    return SymmetricKey(data: bytes[..<count])
+    return SharedKey(Array(bytes[..<count]))
   }
 }
 

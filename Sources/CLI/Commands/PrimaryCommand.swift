@@ -1,6 +1,5 @@
 import ArgumentParser
 import CLinux
-import Crypto
 import Devices
 import Glibc
 import MiniVMM
@@ -79,7 +78,7 @@ struct PrimaryCommand: ParsableCommand {
   /// Looks for a secondary, and protects the guest while there is one.
   private static func seek(
     _ side: PrimarySide, _ machine: Machine, _ backend: PairBackend?, _ disks: [MirroredDisk], _ address: String,
-    _ key: SymmetricKey, _ description: [UInt8]
+    _ key: SharedKey, _ description: [UInt8]
   ) {
     var told = ""
     while machine.end == nil {

@@ -1,6 +1,5 @@
 import ArgumentParser
 import CLinux
-import Crypto
 import Devices
 import Glibc
 import MiniVMM

@@ -1,5 +1,4 @@
 internal import CLinux
-public import Crypto
 internal import Glibc
 internal import Synchronization
 
@@ -48,7 +47,7 @@ public final class Channel: Sendable {
   public static let version: UInt32 = 1
   private static let magic = Array("MVMMPAIR".utf8)
   private static let nonceSize = 32
-  private static let macSize = 32
+  private static let macSize = SharedKey.codeSize
 
   private struct Queue {
     /// Small and urgent first: heartbeats, input, acknowledgements do not wait behind a checkpoint's pages.
@@ -59,8 +58,8 @@ public final class Channel: Sendable {
   }
 
   private let descriptor: CInt
-  private let sendKey: SymmetricKey
-  private let receiveKey: SymmetricKey
+  private let sendKey: SharedKey
+  private let receiveKey: SharedKey
   private let queue = Mutex(Queue())
   /// An eventfd: something waits to be sent.
   private let wake: CInt
@@ -73,7 +72,7 @@ public final class Channel: Sendable {
   /// Shakes hands on a connected socket, which it then owns. Blocks for ``timeout`` at most.
   /// - Parameter timeout: milliseconds for the whole handshake.
   public init(
-    descriptor: CInt, side: Side, key: SymmetricKey, timeout: UInt64 = 2000, queueLimit: Int = 256 << 20
+    descriptor: CInt, side: Side, key: SharedKey, timeout: UInt64 = 2000, queueLimit: Int = 256 << 20
   ) throws(ChannelError) {
     self.descriptor = descriptor
     self.queueLimit = queueLimit
@@ -92,17 +91,12 @@ public final class Channel: Sendable {
     // Both know which side they are, so a proof that is sent back does not fit.
     let peer: Side = side == .primary ? .secondary : .primary
     let label = Array("proof".utf8)
-    var proof = HMAC<SHA256>(key: key)
-    for part in [label, [side.rawValue], mine, other] { proof.update(data: part) }
-    try Self.write(descriptor, Array(proof.finalize()))
-    var expected = HMAC<SHA256>(key: key)
-    for part in [label, [peer.rawValue], other, mine] { expected.update(data: part) }
+    try Self.write(descriptor, key.code(label + [side.rawValue], mine + other))
     let got = try Self.read(descriptor, Self.macSize, deadline: deadline)
-    guard expected.finalize() == got else { throw .notAuthentic }
+    guard SharedKey.equal(key.code(label + [peer.rawValue], other + mine)[...], got[...]) else { throw .notAuthentic }
     let salt = side == .primary ? mine + other : other + mine
-    func derived(_ from: Side) -> SymmetricKey {
-      HKDF<SHA256>.deriveKey(
-        inputKeyMaterial: key, salt: salt, info: Array("direction".utf8) + [from.rawValue], outputByteCount: 32)
+    func derived(_ from: Side) -> SharedKey {
+      key.derived(salt: salt, info: Array("direction".utf8) + [from.rawValue])
     }
     sendKey = derived(side)
     receiveKey = derived(peer)
@@ -197,7 +191,7 @@ public final class Channel: Sendable {
         let length = Self.bytes(UInt32(message.count))
         out += length
         out += message
-        out += Self.mac(sendKey, number, length, message)
+        out += sendKey.code(Self.bytes(number) + length, message)
         number += 1
       }
       do throws(ChannelError) { try Self.write(descriptor, out) } catch {
@@ -218,21 +212,12 @@ public final class Channel: Sendable {
       defer { value += 1 }
       return value
     }
-    var expected = HMAC<SHA256>(key: receiveKey)
-    expected.update(data: Self.bytes(number) + length)
-    expected.update(data: message)
-    guard expected.finalize() == body[Int(count)...] else { throw .notAuthentic }
+    let expected = receiveKey.code(Self.bytes(number) + length, message)
+    guard SharedKey.equal(expected[...], body[Int(count)...]) else { throw .notAuthentic }
     return message
   }
 
   // MARK: Pieces
-
-  private static func mac(_ key: SymmetricKey, _ number: UInt64, _ length: [UInt8], _ message: [UInt8]) -> [UInt8] {
-    var code = HMAC<SHA256>(key: key)
-    code.update(data: bytes(number) + length)
-    code.update(data: message)
-    return Array(code.finalize())
-  }
 
   private static func bytes<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
     (0..<T.bitWidth / 8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
