@@ -47,18 +47,15 @@ public final class PrimarySide: PairTraffic {
 
   private struct State {
     var status = PairStatus()
-    var roles = RoleMachine(role: .alone)
     var channel: Channel?
-    var onRole: @Sendable (Role) -> Void = { _ in }
     var wanted: CheckpointCause?
-    var lost = false
-    var detector = FailureDetector(paths: 1, interval: PairClock.heartbeat, now: 0)
   }
 
   public let options: Options
   public let gate: OutputGate
   private let comparison = Mutex(Comparison())
   private let state = Mutex(State())
+  private let peer = PeerWatch(role: .alone)
   /// An eventfd: there is something for the checkpoint thread.
   private let wake: CInt
 
@@ -78,22 +75,15 @@ public final class PrimarySide: PairTraffic {
   public var status: PairStatus {
     state.withLock { state in
       var status = state.status
-      status.role = state.roles.role
+      status.role = peer.role
       return status
     }
   }
 
   /// Told of every new role.
   public var onRole: @Sendable (Role) -> Void {
-    get { state.withLock { $0.onRole } }
-    set { state.withLock { $0.onRole = newValue } }
-  }
-
-  @discardableResult
-  private func change(_ event: RoleEvent) -> RoleMachine.Transition? {
-    let (transition, tell) = state.withLock { ($0.roles.handle(event), $0.onRole) }
-    if let transition { tell(transition.to) }
-    return transition
+    get { peer.onRole }
+    set { peer.onRole = newValue }
   }
 
   /// Asks for a checkpoint soon.
@@ -159,13 +149,12 @@ public final class PrimarySide: PairTraffic {
     do throws(ChannelError) { try channel.send(.configuration(description)) } catch { return "\(error)" }
     state.withLock { state in
       state.channel = channel
-      state.lost = false
-      state.detector = FailureDetector(paths: 1, interval: PairClock.heartbeat, now: lx_monotonic_ns())
     }
-    change(.secondaryConnected)
+    peer.begin()
+    peer.change(.secondaryConnected)
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
     let receiver = try? HostThread.start(name: "pair-receive") { [self] in receive(channel, backend) }
-    let ticker = try? HostThread.start(name: "pair-tick") { [self] in watch(channel) }
+    let ticker = try? HostThread.start(name: "pair-tick") { [peer] in peer.run(channel) { channel.close() } }
     let why = checkpoints(machine, backend, disks, channel)
     channel.close()
     sender?.join()
@@ -177,7 +166,7 @@ public final class PrimarySide: PairTraffic {
     gate.unprotect()
     backend?.roomMade()
     state.withLock { $0.channel = nil }
-    change(.peerLost)
+    peer.change(.peerLost)
     machine.resume()
     return why
   }
@@ -299,11 +288,11 @@ public final class PrimarySide: PairTraffic {
   /// Until a checkpoint is due: why; nil when the secondary is lost.
   private func wait(since last: UInt64) -> CheckpointCause? {
     while true {
-      let (lost, wanted) = state.withLock { state in
+      if peer.isLost { return nil }
+      let wanted = state.withLock { state in
         defer { state.wanted = nil }
-        return (state.lost, state.wanted)
+        return state.wanted
       }
-      if lost { return nil }
       if let wanted { return wanted }
       let now = lx_monotonic_ns()
       if now - last >= options.period { return .period }
@@ -313,32 +302,10 @@ public final class PrimarySide: PairTraffic {
     }
   }
 
-  /// Sends signs of life and looks for the secondary's.
-  private func watch(_ channel: Channel) {
-    PairClock.tick { [self] number, away in
-      let (term, dead) = state.withLock { state in
-        let now = lx_monotonic_ns()
-        if away { state.detector.wasAway(until: now) }
-        let grace = state.roles.role == .syncing ? PairClock.joiningGrace : 0
-        return (state.roles.term, state.lost || state.detector.isDead(now: now, grace: grace))
-      }
-      guard !dead else {
-        channel.close()
-        return false
-      }
-      do throws(ChannelError) { try channel.send(.heartbeat(term: term, sequence: number)) } catch {
-        channel.close()
-        return false
-      }
-      return true
-    }
-  }
-
   private func awaitReceived(_ epoch: UInt64) -> Bool {
     while true {
-      let (lost, received) = state.withLock { ($0.lost, $0.status.received) }
-      if lost { return false }
-      if received >= epoch { return true }
+      if peer.isLost { return false }
+      if state.withLock({ $0.status.received }) >= epoch { return true }
       HostThread.waitReadable(wake, timeoutMilliseconds: 100)
       _ = lx_eventfd_take(wake)
     }
@@ -364,12 +331,12 @@ public final class PrimarySide: PairTraffic {
         case .received(let epoch):
           gate.received(epoch)
           state.withLock { $0.status.received = max($0.status.received, epoch) }
-          change(.firstCheckpoint)
+          peer.change(.firstCheckpoint)
           lx_eventfd_signal(wake)
         case .loaded: break
         case .heartbeat(let term, _):
-          state.withLock { $0.detector.arrived(path: 0, now: lx_monotonic_ns()) }
-          if change(.laterTerm(term))?.to == .fenced { gate.fence() }
+          peer.arrived()
+          if peer.change(.laterTerm(term))?.to == .fenced { gate.fence() }
         case .farewell: throw ChannelError.closed
         case .configuration, .input, .disk, .pages, .checkpoint: throw ChannelError.notAuthentic
         }
@@ -377,7 +344,7 @@ public final class PrimarySide: PairTraffic {
       }
     } catch {
       channel.close()
-      state.withLock { $0.lost = true }
+      peer.lose()
       lx_eventfd_signal(wake)
     }
   }

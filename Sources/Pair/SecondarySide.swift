@@ -40,16 +40,12 @@ public final class SecondarySide: PairTraffic {
   }
 
   private struct State {
-    var roles = RoleMachine(role: .joining)
     var mode = ReplicationMode.remus
-    var onRole: @Sendable (Role) -> Void = { _ in }
     var loaded: UInt64 = 0
-    var lost = false
     /// A load failed half-way: this machine can never run again.
     var broken = false
     var demanded = false
     var channel: Channel?
-    var detector = FailureDetector(paths: 1, interval: PairClock.heartbeat, now: 0)
   }
 
   /// The primary's, once its description has come.
@@ -59,18 +55,19 @@ public final class SecondarySide: PairTraffic {
   }
   /// Told of every new role.
   public var onRole: @Sendable (Role) -> Void {
-    get { state.withLock { $0.onRole } }
-    set { state.withLock { $0.onRole = newValue } }
+    get { peer.onRole }
+    set { peer.onRole = newValue }
   }
   /// Whether KVM must be made to forget translations after a load (``HostProbe/translationsGoStale()``).
   private let refreshes: Bool
   private let state = Mutex(State())
+  private let peer = PeerWatch(role: .joining)
 
   public init(refreshes: Bool) {
     self.refreshes = refreshes
   }
 
-  public var role: Role { state.withLock { $0.roles.role } }
+  public var role: Role { peer.role }
   public var loaded: UInt64 { state.withLock { $0.loaded } }
 
   /// Takes over as soon as it can. From any thread.
@@ -100,23 +97,20 @@ public final class SecondarySide: PairTraffic {
   /// Follows a primary over a channel whose handshake is done, to the end. Blocks.
   /// - Parameter make: makes the machine that the primary describes.
   public func follow(_ channel: Channel, make: ([UInt8]) throws -> Parts) -> Ending {
-    state.withLock { state in
-      state.channel = channel
-      state.detector = FailureDetector(paths: 1, interval: PairClock.heartbeat, now: lx_monotonic_ns())
-    }
+    state.withLock { $0.channel = channel }
+    peer.begin()
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
-    let ticker = try? HostThread.start(name: "pair-tick") { [self] in watch(channel) }
+    let ticker = try? HostThread.start(name: "pair-tick") { [peer] in
+      peer.run(channel) { channel.endReceiving() }
+    }
     var parts: Parts?
     var why = "the primary is lost"
     do { try receive(channel, &parts, make) } catch { why = "\(error)" }
-    let canTakeOver = state.withLock { state in
-      state.lost = true
-      return !state.broken
-    }
-    let change = canTakeOver ? change(.peerLost) : nil
+    peer.lose()
+    let change = state.withLock({ $0.broken }) ? nil : peer.change(.peerLost)
     // A primary that only slept must learn that it has been replaced.
     if let change, change.to == .takingOver {
-      try? channel.send(.heartbeat(term: state.withLock { $0.roles.term }, sequence: 0))
+      try? channel.send(.heartbeat(term: peer.term, sequence: 0))
       for _ in 0..<20 where !channel.isDrained { HostThread.waitReadable(-1, timeoutMilliseconds: 1) }
     }
     channel.close()
@@ -128,33 +122,6 @@ public final class SecondarySide: PairTraffic {
       return .gaveUp(why)
     }
     return takeOver(parts)
-  }
-
-  @discardableResult
-  private func change(_ event: RoleEvent) -> RoleMachine.Transition? {
-    let (transition, tell) = state.withLock { ($0.roles.handle(event), $0.onRole) }
-    if let transition { tell(transition.to) }
-    return transition
-  }
-
-  private func watch(_ channel: Channel) {
-    PairClock.tick { [self] number, away in
-      let (term, dead) = state.withLock { state in
-        let now = lx_monotonic_ns()
-        if away { state.detector.wasAway(until: now) }
-        let grace = state.roles.role == .joining ? PairClock.joiningGrace : 0
-        return (state.roles.term, state.lost || state.detector.isDead(now: now, grace: grace))
-      }
-      guard !dead else {
-        channel.endReceiving()
-        return false
-      }
-      do throws(ChannelError) { try channel.send(.heartbeat(term: term, sequence: number)) } catch {
-        channel.close()
-        return false
-      }
-      return true
-    }
   }
 
   private func receive(_ channel: Channel, _ parts: inout Parts?, _ make: ([UInt8]) throws -> Parts) throws {
@@ -198,10 +165,10 @@ public final class SecondarySide: PairTraffic {
         stage.removeAll()
         try channel.send(.loaded(epoch: epoch, nanoseconds: lx_monotonic_ns() - start))
       case .heartbeat:
-        state.withLock { $0.detector.arrived(path: 0, now: lx_monotonic_ns()) }
+        peer.arrived()
       case .farewell(let guestEnded):
         guard guestEnded else { return }
-        change(.peerSaidFarewell)
+        peer.change(.peerSaidFarewell)
         throw StateError.invalid("the guest has ended")
       case .configuration, .inputAcknowledged, .output, .received, .loaded: throw ChannelError.notAuthentic
       }
@@ -242,7 +209,7 @@ public final class SecondarySide: PairTraffic {
       state.loaded = epoch
       state.broken = false
     }
-    change(.firstCheckpoint)
+    peer.change(.firstCheckpoint)
     guard mode == .colo else { return }
     if first { try machine.start() } else { machine.resume() }
     parts.backend?.signal()
@@ -262,7 +229,7 @@ public final class SecondarySide: PairTraffic {
     }
     parts.backend?.serve()
     if let tap = parts.tap { TapOutput.announce(parts.mac, on: tap) }
-    change(.takeoverDone)
+    peer.change(.takeoverDone)
     do {
       if mode == .colo { machine.resume() } else { try machine.start() }
     } catch { return .gaveUp("\(error)") }
