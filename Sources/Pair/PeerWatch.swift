@@ -9,6 +9,10 @@ internal import Synchronization
 final class PeerWatch: Sendable {
   /// Nanoseconds between signs of life.
   private static let heartbeat: UInt64 = 10_000_000
+  /// Absence after which a peer has given this side up, and how long after it what arrives was sent after it, in
+  /// nanoseconds.
+  private static let absence: UInt64 = 100_000_000
+  private static let settled: UInt64 = 200_000_000
   /// Patience while nobody could take over yet, in nanoseconds.
   private static let joiningGrace: UInt64 = 2_000_000_000
 
@@ -16,6 +20,8 @@ final class PeerWatch: Sendable {
     var roles: RoleMachine
     var detector = FailureDetector(paths: 1, interval: PeerWatch.heartbeat, now: 0)
     var isLost = false
+    /// When this side came back after it had been away for longer than a peer waits.
+    var cameBack: UInt64?
     var onRole: @Sendable (Role) -> Void = { _ in }
   }
 
@@ -35,12 +41,23 @@ final class PeerWatch: Sendable {
   func begin() {
     state.withLock { state in
       state.isLost = false
+      state.cameBack = nil
       state.detector = FailureDetector(paths: 1, interval: Self.heartbeat, now: lx_monotonic_ns())
     }
   }
 
   /// The peer has said something.
-  func arrived() { state.withLock { $0.detector.arrived(path: 0, now: lx_monotonic_ns()) } }
+  func arrived() {
+    let now = lx_monotonic_ns()
+    state.withLock { state in
+      state.detector.arrived(path: 0, now: now)
+      // The peer speaks only to those it counts on.
+      if let back = state.cameBack, now - min(back, now) > Self.settled { state.cameBack = nil }
+    }
+  }
+
+  /// False while the peer may have given this side up and go on alone: then two would serve.
+  var mayTakeOver: Bool { state.withLock { $0.cameBack == nil } }
 
   /// The peer is gone.
   func lose() { state.withLock { $0.isLost = true } }
@@ -61,6 +78,7 @@ final class PeerWatch: Sendable {
       let (term, over) = state.withLock { state in
         // Kept from running for so long that what the peer sent may not have been read.
         if now - last > 4 * Self.heartbeat { state.detector.wasAway(until: now) }
+        if now - last > Self.absence { state.cameBack = now }
         let grace = [.syncing, .joining].contains(state.roles.role) ? Self.joiningGrace : 0
         return (state.roles.term, state.isLost || state.detector.isDead(now: now, grace: grace))
       }

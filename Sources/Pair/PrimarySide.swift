@@ -1,5 +1,6 @@
 internal import CLinux
 public import Devices
+internal import Glibc
 internal import GuestMemory
 public import MiniVMM
 public import Replication
@@ -48,6 +49,8 @@ public final class PrimarySide: PairTraffic {
   private struct State {
     var status = PairStatus()
     var channel: Channel?
+    /// Before the first cut: what is told of disks belongs to their first copy.
+    var isCopying = true
     var wanted: CheckpointCause?
   }
 
@@ -56,6 +59,7 @@ public final class PrimarySide: PairTraffic {
   private let comparison = Mutex(Comparison())
   private let state = Mutex(State())
   private let peer = PeerWatch(role: .alone)
+  private let receivingEnded = Atomic(false)
   /// An eventfd: there is something for the checkpoint thread.
   private let wake: CInt
 
@@ -149,17 +153,21 @@ public final class PrimarySide: PairTraffic {
     do throws(ChannelError) { try channel.send(.configuration(description)) } catch { return "\(error)" }
     state.withLock { state in
       state.channel = channel
+      state.isCopying = true
     }
     peer.begin()
+    receivingEnded.store(false, ordering: .releasing)
     peer.change(.secondaryConnected)
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
     let receiver = try? HostThread.start(name: "pair-receive") { [self] in receive(channel, backend) }
-    let ticker = try? HostThread.start(name: "pair-tick") { [peer] in peer.run(channel) { channel.close() } }
+    let ticker = try? HostThread.start(name: "pair-tick") { [self] in
+      peer.run(channel) {
+        peer.lose()
+        channel.dropBulk()
+        lx_eventfd_signal(wake)
+      }
+    }
     let why = checkpoints(machine, backend, disks, channel)
-    channel.close()
-    sender?.join()
-    receiver?.join()
-    ticker?.join()
     // Whatever waited may go: there is nobody left who could contradict it.
     for disk in disks { disk.mirror(to: nil) }
     backend?.endForwarding()
@@ -168,7 +176,19 @@ public final class PrimarySide: PairTraffic {
     state.withLock { $0.channel = nil }
     peer.change(.peerLost)
     machine.resume()
+    dismiss(channel, guestEnded: machine.end != nil)
+    for thread in [sender, receiver, ticker] { thread?.join() }
     return why
+  }
+
+  /// A secondary that only slept must not take over when it wakes up: it is told, and given a second to read that.
+  private func dismiss(_ channel: Channel, guestEnded: Bool) {
+    channel.dropBulk()
+    if peer.role != .fenced, (try? channel.send(.farewell(guestEnded: guestEnded))) != nil {
+      channel.endSending(within: 100)
+      for _ in 0..<100 where !receivingEnded.load(ordering: .acquiring) { usleep(10_000) }
+    }
+    channel.close()
   }
 
   /// The checkpoint thread's life; why it ended.
@@ -196,7 +216,10 @@ public final class PrimarySide: PairTraffic {
           comparison.comparator.checkpoint()
           comparison.base = epoch
         }
-        state.withLock { $0.status.epoch = epoch }
+        state.withLock { state in
+          state.status.epoch = epoch
+          state.isCopying = false
+        }
         machine.resume()
         last = lx_monotonic_ns()
         note(cause, pause: last - began, pages: stage.pages.count)
@@ -252,7 +275,7 @@ public final class PrimarySide: PairTraffic {
   }
 
   private func tell(_ index: Int, _ change: DiskChange) {
-    let (channel, epoch) = state.withLock { ($0.channel, $0.status.epoch + 1) }
+    let (channel, epoch) = state.withLock { ($0.channel, $0.isCopying ? 0 : $0.status.epoch + 1) }
     guard let channel else { return }
     let message: Message =
       switch change.kind {
@@ -345,6 +368,7 @@ public final class PrimarySide: PairTraffic {
     } catch {
       channel.close()
       peer.lose()
+      receivingEnded.store(true, ordering: .releasing)
       lx_eventfd_signal(wake)
     }
   }

@@ -107,7 +107,11 @@ public final class SecondarySide: PairTraffic {
     var why = "the primary is lost"
     do { try receive(channel, &parts, make) } catch { why = "\(error)" }
     peer.lose()
-    let change = state.withLock({ $0.broken }) ? nil : peer.change(.peerLost)
+    let mayTakeOver = peer.mayTakeOver
+    if !mayTakeOver {
+      why = "this side was stopped for a while itself, and the primary may go on alone; start it again"
+    }
+    let change = mayTakeOver && !state.withLock({ $0.broken }) ? peer.change(.peerLost) : nil
     // A primary that only slept must learn that it has been replaced.
     if let change, change.to == .takingOver {
       try? channel.send(.heartbeat(term: peer.term, sequence: 0))
@@ -167,9 +171,8 @@ public final class SecondarySide: PairTraffic {
       case .heartbeat:
         peer.arrived()
       case .farewell(let guestEnded):
-        guard guestEnded else { return }
         peer.change(.peerSaidFarewell)
-        throw StateError.invalid("the guest has ended")
+        throw FollowError.dismissed(guestEnded: guestEnded)
       case .configuration, .inputAcknowledged, .output, .received, .loaded: throw ChannelError.notAuthentic
       }
     }
@@ -184,7 +187,7 @@ public final class SecondarySide: PairTraffic {
     let kind: DiskChange.Kind =
       count == 0 ? .write(bytes) : zero == 0 ? .discard(count: count) : .zero(count: count, unmap: zero == 2)
     let change = DiskChange(position: position, kind: kind)
-    if loaded == 0 {
+    if epoch == 0, loaded == 0 {
       guard disk.fits(change) else { throw StateError.invalid("a change outside disk \(index)") }
       let error = disk.make(change)
       guard error == 0 else { throw HostError(operation: "writing the disk", errno: error) }
@@ -213,6 +216,17 @@ public final class SecondarySide: PairTraffic {
     guard mode == .colo else { return }
     if first { try machine.start() } else { machine.resume() }
     parts.backend?.signal()
+  }
+
+  private enum FollowError: Error, CustomStringConvertible {
+    case dismissed(guestEnded: Bool)
+
+    var description: String {
+      switch self {
+      case .dismissed(true): "the guest has ended"
+      case .dismissed(false): "the primary took this side for dead and goes on alone; start it again"
+      }
+    }
   }
 
   // MARK: Takeover

@@ -101,6 +101,20 @@ extension Integration {
       _ = try first.waitForExit()
     }
 
+    /// A secondary that was stopped for longer than its primary waits has been given up, and must not serve as well.
+    @Test func secondaryStopped_isDismissed() throws {
+      let second = try secondary("tap1")
+      let first = try primary("colo")
+      try first.wait(for: "pair: now primary", timeout: 30)
+      let client = try space.connect(port: 6379)
+      try count(on: client, from: 1, to: 40, moment: 20) { second.signal(SIGSTOP) }
+      try first.wait(for: "pair: alone", timeout: 10)
+      second.signal(SIGCONT)
+      try second.wait(for: "before this side could take over", timeout: 10)
+      #expect(!second.console.contains("takingOver"))
+      try count(on: client, from: 41, to: 60)
+    }
+
     @Test func anotherKey_isRefusedByBothSides() throws {
       let other = folder.appending(path: "other").path
       try makeKey(other)

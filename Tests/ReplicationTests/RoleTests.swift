@@ -77,6 +77,14 @@ import Testing
     #expect(roles.handle(.takeoverDone)?.to == .alone)
   }
 
+  /// Given up by a primary that goes on: two must not serve.
+  @Test(arguments: [Role.joining, .secondary]) func dismissed_neverTakesOver(role: Role) {
+    var roles = RoleMachine(role: role)
+    #expect(roles.handle(.peerSaidFarewell)?.to == .fenced)
+    #expect(roles.handle(.peerLost) == nil && roles.handle(.failoverDemanded) == nil)
+    #expect(!roles.mayEmit)
+  }
+
   @Test(arguments: [Role.syncing, .primary, .alone, .takingOver]) func replaced_isFencedForGood(role: Role) {
     var roles = RoleMachine(role: role, term: 3)
     #expect(roles.handle(.laterTerm(3)) == nil)

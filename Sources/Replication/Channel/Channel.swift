@@ -55,6 +55,7 @@ public final class Channel: Sendable {
     var bulk: [[UInt8]] = []
     var bytes = 0
     var isClosed = false
+    var takesBulk = true
   }
 
   private let descriptor: CInt
@@ -115,7 +116,7 @@ public final class Channel: Sendable {
 
   /// Queues a message behind everything urgent, and waits while much bulk is queued. In order among its like.
   public func sendBulk(_ message: Message) throws(ChannelError) {
-    while queue.withLock({ !$0.isClosed && $0.bulk.count >= 8 }) {
+    while queue.withLock({ !$0.isClosed && $0.takesBulk && $0.bulk.count >= 8 }) {
       var entry = pollfd(fd: room, events: Int16(POLLIN), revents: 0)
       _ = unsafe poll(&entry, 1, 100)
       _ = lx_eventfd_take(room)
@@ -125,7 +126,7 @@ public final class Channel: Sendable {
 
   private func enqueue(_ bytes: [UInt8], urgent: Bool) throws(ChannelError) {
     let failure: ChannelError? = queue.withLock { queue in
-      if queue.isClosed { return .closed }
+      if queue.isClosed || !urgent && !queue.takesBulk { return .closed }
       guard queue.bytes + bytes.count <= queueLimit else { return .sendQueueFull }
       queue.bytes += bytes.count
       if urgent { queue.urgent.append(bytes) } else { queue.bulk.append(bytes) }
@@ -144,6 +145,16 @@ public final class Channel: Sendable {
     }
   }
 
+  /// Throws away what waits in bulk, and takes no more of it.
+  public func dropBulk() {
+    queue.withLock { queue in
+      queue.takesBulk = false
+      for message in queue.bulk { queue.bytes -= message.count }
+      queue.bulk = []
+    }
+    lx_eventfd_signal(room)
+  }
+
   /// Takes no more messages. For threads that may not make every system call; somebody else calls ``close()``.
   public func abandon() {
     queue.withLock { $0.isClosed = true }
@@ -160,6 +171,13 @@ public final class Channel: Sendable {
 
   /// Ends the receiving thread's call, and lets what is queued be sent still.
   public func endReceiving() { _ = shutdown(descriptor, CInt(SHUT_RD)) }
+
+  /// Waits until what is queued has been sent, `milliseconds` at the most, and says that no more comes. The other side can
+  /// still be read.
+  public func endSending(within milliseconds: Int) {
+    for _ in 0..<milliseconds where !isDrained { usleep(1000) }
+    _ = shutdown(descriptor, CInt(SHUT_WR))
+  }
 
   /// Whether everything queued has gone to the kernel.
   public var isDrained: Bool { queue.withLock { $0.urgent.isEmpty && $0.bulk.isEmpty } }

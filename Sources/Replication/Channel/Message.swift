@@ -11,7 +11,7 @@ public enum Message: Equatable, Sendable {
   case inputAcknowledged(card: UInt8, count: UInt64)
   /// Secondary: what its guest has sent since it loaded checkpoint `base`.
   case output(card: UInt8, base: UInt64, frame: [UInt8])
-  /// Primary: a change of a disk in epoch `epoch`. An empty write is a discard or, with `zero`, zeros.
+  /// Primary: a change of a disk in epoch `epoch`; in 0 while the disk is copied before the first checkpoint. An empty write is a discard or, with `zero`, zeros.
   case disk(index: UInt8, epoch: UInt64, position: UInt64, count: UInt64, zero: UInt8, bytes: [UInt8])
   /// Primary: pages of checkpoint `epoch`, coded by ``PageRun``.
   case pages(epoch: UInt64, run: [UInt8])
@@ -24,7 +24,8 @@ public enum Message: Equatable, Sendable {
   case loaded(epoch: UInt64, nanoseconds: UInt64)
   /// Either: a sign of life.
   case heartbeat(term: UInt64, sequence: UInt64)
-  /// Either: it ends, and the other need not take over (`guestEnded`) or should.
+  /// Primary: the guest has ended, or (not `guestEnded`) it goes on without this secondary, which it took for dead. Either
+  /// way there is nothing to take over.
   case farewell(guestEnded: Bool)
 }
 

@@ -23,7 +23,7 @@ public enum RoleEvent: Equatable, Sendable {
   case firstCheckpoint
   /// The peer is dead by the detector, or its connection ended.
   case peerLost
-  /// The peer said that it ends with the guest.
+  /// The peer said that there is nothing to take over: the guest has ended, or it goes on alone.
   case peerSaidFarewell
   case takeoverDone
   /// Somebody asked this side to take over.
@@ -74,6 +74,7 @@ public struct RoleMachine: Sendable {
       role = .takingOver
       term += 1
     case (.takingOver, .takeoverDone): role = .alone
+    case (.secondary, .peerSaidFarewell), (.joining, .peerSaidFarewell): role = .fenced
     default: return nil
     }
     return Transition(from: from, to: role, cause: event)
