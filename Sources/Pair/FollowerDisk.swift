@@ -135,9 +135,10 @@ public final class FollowerDisk: Disk {
     _ memory: GuestMemory, _ buffers: GuestBuffers, count: UInt64, position: UInt64, nowait: Bool
   ) -> DiskOutcome {
     state.withLock { state in
-      if state.serves || state.present.isEmpty {
+      guard !state.serves, touchesOverlay(position, count, state) else {
         return file.read(memory, buffers, count: count, position: position, nowait: nowait)
       }
+      if nowait { return .wouldBlock }
       var bytes = [UInt8](repeating: 0, count: Int(count))
       let error = contents(&bytes, position, state)
       guard error == 0 else { return .failed(error) }
@@ -153,6 +154,8 @@ public final class FollowerDisk: Disk {
       if state.serves {
         return file.write(memory, buffers, offset: offset, count: count, position: position, nowait: nowait)
       }
+      // Blocks written in part are completed from the file, which may have to wait.
+      if nowait { return .wouldBlock }
       var bytes = [UInt8](repeating: 0, count: Int(count))
       let got = unsafe bytes.withUnsafeMutableBytes { unsafe memory.gather(buffers, offset: offset, into: $0) }
       guard got == Int(count) else { return .failed(EFAULT) }
@@ -180,6 +183,11 @@ public final class FollowerDisk: Disk {
       }
       return .done
     }
+  }
+
+  private func touchesOverlay(_ position: UInt64, _ count: UInt64, _ state: State) -> Bool {
+    guard count > 0, !state.present.isEmpty else { return false }
+    return (position / Self.blockSize...(position + count - 1) / Self.blockSize).contains { state.present.contains($0) }
   }
 
   /// Reads through the overlay, block by block.

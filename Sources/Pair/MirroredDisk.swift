@@ -74,6 +74,8 @@ public final class MirroredDisk: Disk {
       guard let tell else {
         return file.write(memory, buffers, offset: offset, count: count, position: position, nowait: nowait)
       }
+      // Telling must follow the change at once, whatever the file makes us wait.
+      if nowait { return .wouldBlock }
       // A copy first: the guest may change its buffer meanwhile, and both files must get the same bytes.
       var bytes = [UInt8](repeating: 0, count: Int(count))
       let got = unsafe bytes.withUnsafeMutableBytes { unsafe memory.gather(buffers, offset: offset, into: $0) }

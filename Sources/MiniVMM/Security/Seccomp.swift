@@ -74,7 +74,7 @@ public struct SeccompFilters: Sendable {
         "epoll_wait", "epoll_pwait", "epoll_ctl", "preadv2", "pwritev2", "sendto", "sendmsg", "recvfrom", "recvmsg",
         "timerfd_settime",
       ]
-    case .disk: common + ["preadv2", "pwritev2", "pwrite64", "fdatasync", "fallocate"]
+    case .disk: common + ["preadv2", "pwritev2", "pread64", "pwrite64", "fdatasync", "fallocate"]
     case .control:
       common + [
         "accept4", "sendto", "sendmsg", "recvfrom", "recvmsg", "epoll_ctl", "epoll_wait", "epoll_pwait", "lseek",

@@ -6,15 +6,27 @@ public enum CheckpointCause: String, Sendable, CaseIterable {
 }
 
 /// What the primary's guest has sent and clients may not see yet. From any thread; frames leave in their flow's order.
+///
+/// Frames lie in a ring in the order of their tokens, each linked to the next of its flow. What becomes known of the
+/// secondary concerns the oldest frames or certain ones, so that no call walks over all that wait, save when the host side
+/// was full.
 public final class OutputGate: Sendable {
-  /// A frame in the gate.
+  private static let none = UInt64.max
+
+  /// A frame in the gate. Its place is used again, bytes included.
   private struct Held {
-    var facts: OutputFacts
-    var token: UInt64
-    /// Frames of one flow keep their order.
-    var flow: UInt64
-    var since: UInt64
-    var bytes: [UInt8]
+    var facts = OutputFacts(epoch: 0, inputGiven: 0)
+    var flow: UInt64 = 0
+    /// The next frame of the flow, by its token.
+    var next = OutputGate.none
+    var since: UInt64 = 0
+    var isHeld = false
+    var bytes: [UInt8] = []
+  }
+
+  private struct Flow {
+    var first: UInt64
+    var last: UInt64
   }
 
   private struct State {
@@ -22,12 +34,24 @@ public final class OutputGate: Sendable {
     var secondary = SecondaryProgress()
     var isProtected = false
     var isFenced = false
-    var held: [Held] = []
+    /// Place of token t: t modulo the count, a power of two.
+    var ring: [Held]
+    /// The oldest token that may still be held, and the next to be given.
+    var oldest: UInt64 = 0
+    var next: UInt64 = 0
+    var flows: [UInt64: Flow] = [:]
+    var heldFrames = 0
     var heldBytes = 0
-    var spare: [[UInt8]] = []
-    var nextToken: UInt64 = 0
-    var blocked: Set<UInt64> = []
+    /// Tokens below these have been looked at since the secondary said so much.
+    var looked: UInt64 = 0
+    /// The host side had no room.
+    var isStalled = false
     var counters = Counters()
+
+    subscript(_ token: UInt64) -> Held {
+      _read { yield ring[Int(token & UInt64(ring.count - 1))] }
+      _modify { yield &ring[Int(token & UInt64(ring.count - 1))] }
+    }
   }
 
   /// What has gone through the gate so far.
@@ -63,7 +87,10 @@ public final class OutputGate: Sendable {
     self.byteLimit = byteLimit
     self.clock = clock
     self.send = send
-    state = Mutex(State())
+    // Twice the limit: places in the middle become free before the oldest does.
+    var places = 2
+    while places < 2 * frameLimit { places *= 2 }
+    state = Mutex(State(ring: [Held](repeating: Held(), count: places)))
   }
 
   public enum Admission: Equatable, Sendable {
@@ -76,21 +103,31 @@ public final class OutputGate: Sendable {
   /// A frame of the guest's, with its virtio-net header, sent after `inputGiven` frames of input.
   public func put(_ bytes: UnsafeRawBufferPointer, flow: UInt64, inputGiven: UInt64) -> Admission {
     state.withLock { state in
-      guard state.held.count < frameLimit, state.heldBytes + bytes.count <= byteLimit else {
+      guard !state.isFenced else { return .admitted(token: state.next) }
+      guard state.heldFrames < frameLimit, state.heldBytes + bytes.count <= byteLimit,
+        state.next - state.oldest < UInt64(state.ring.count)
+      else {
         state.counters.refused += 1
         return .full
       }
-      let token = state.nextToken
-      state.nextToken += 1
-      var copy = state.spare.popLast() ?? []
-      copy.removeAll(keepingCapacity: true)
-      unsafe copy.append(contentsOf: bytes)
+      let token = state.next
+      state.next += 1
+      state[token].facts = OutputFacts(epoch: state.epoch, inputGiven: inputGiven)
+      state[token].flow = flow
+      state[token].next = Self.none
+      state[token].since = clock()
+      state[token].isHeld = true
+      state[token].bytes.removeAll(keepingCapacity: true)
+      unsafe state[token].bytes.append(contentsOf: bytes)
+      state.heldFrames += 1
       state.heldBytes += bytes.count
-      state.held.append(
-        Held(
-          facts: OutputFacts(epoch: state.epoch, inputGiven: inputGiven), token: token, flow: flow, since: clock(),
-          bytes: copy))
-      if !state.isProtected { release(&state) }
+      if let known = state.flows[flow] {
+        state[known.last].next = token
+        state.flows[flow]?.last = token
+      } else {
+        state.flows[flow] = Flow(first: token, last: token)
+      }
+      if !state.isProtected { release(flow: flow, &state) }
       return .admitted(token: token)
     }
   }
@@ -108,7 +145,7 @@ public final class OutputGate: Sendable {
   public func unprotect() {
     state.withLock { state in
       state.isProtected = false
-      release(&state)
+      releaseAll(&state)
     }
   }
 
@@ -116,8 +153,10 @@ public final class OutputGate: Sendable {
   public func fence() {
     state.withLock { state in
       state.isFenced = true
-      state.held = []
-      state.heldBytes = 0
+      state.ring = [Held](repeating: Held(), count: 2)
+      state.flows = [:]
+      state.oldest = state.next
+      (state.heldFrames, state.heldBytes) = (0, 0)
     }
   }
 
@@ -129,80 +168,107 @@ public final class OutputGate: Sendable {
     }
   }
 
+  /// The epoch that has not ended.
+  public var epoch: UInt64 { state.withLock { $0.epoch } }
+
   /// The secondary holds checkpoint `epoch`.
   public func received(_ epoch: UInt64) {
     state.withLock { state in
       state.secondary.received = max(state.secondary.received, epoch)
-      release(&state)
+      var token = state.oldest
+      while token < state.next, state[token].facts.epoch <= epoch {
+        release(token, &state)
+        token += 1
+      }
+      retire(&state)
     }
   }
 
   /// The secondary has the first `count` frames of input.
   public func inputAcknowledged(_ count: UInt64) {
     state.withLock { state in
-      state.secondary.inputAcknowledged = max(state.secondary.inputAcknowledged, count)
-      release(&state)
+      guard count > state.secondary.inputAcknowledged else { return }
+      state.secondary.inputAcknowledged = count
+      var token = max(state.looked, state.oldest)
+      while token < state.next, state[token].facts.inputGiven <= count {
+        release(token, &state)
+        token += 1
+      }
+      state.looked = token
+      retire(&state)
     }
   }
 
   /// The comparison of frames has ended.
   public func compared(_ tokens: some Sequence<UInt64>, _ result: OutputFacts.Comparison) {
     state.withLock { state in
-      for token in tokens {
-        // Tokens ascend along the queue.
-        var low = 0
-        var high = state.held.count
-        while low < high {
-          let middle = (low + high) / 2
-          if state.held[middle].token < token { low = middle + 1 } else { high = middle }
-        }
-        if low < state.held.count, state.held[low].token == token { state.held[low].facts.comparison = result }
+      for token in tokens where token >= state.oldest && token < state.next && state[token].isHeld {
+        state[token].facts.comparison = result
+        release(token, &state)
       }
-      release(&state)
+      retire(&state)
     }
   }
 
   /// Tries again what the host side had no room for.
-  public func retry() { state.withLock { release(&$0) } }
+  public func retry() {
+    state.withLock { state in
+      if state.isStalled { releaseAll(&state) }
+    }
+  }
 
   public var counters: Counters { state.withLock { $0.counters } }
   /// Frames waiting, and how long the oldest has, in nanoseconds.
   public var waiting: (frames: Int, bytes: Int, oldest: UInt64) {
     state.withLock { state in
-      (state.held.count, state.heldBytes, state.held.first.map { clock() - min($0.since, clock()) } ?? 0)
+      retire(&state)
+      let oldest = state.oldest < state.next ? clock() - min(state[state.oldest].since, clock()) : 0
+      return (state.heldFrames, state.heldBytes, oldest)
     }
   }
 
-  private func release(_ state: inout State) {
-    guard !state.isFenced, !state.held.isEmpty else { return }
+  /// A frame of which more is known now: it and those behind it leave if they may.
+  private func release(_ token: UInt64, _ state: inout State) {
+    guard state[token].isHeld, state.flows[state[token].flow]?.first == token else { return }
+    release(flow: state[token].flow, &state)
+  }
+
+  private func releaseAll(_ state: inout State) {
+    state.isStalled = false
+    for token in state.oldest..<state.next { release(token, &state) }
+    retire(&state)
+  }
+
+  /// Lets out the first frames of a flow, up to one that may not leave yet.
+  private func release(flow: UInt64, _ state: inout State) {
+    guard var known = state.flows[flow], !state.isFenced else { return }
     let mode = state.isProtected ? mode : .none
     let now = clock()
-    state.blocked.removeAll(keepingCapacity: true)
-    var kept = 0
-    var full = false
-    for index in state.held.indices {
-      let facts = state.held[index].facts
-      let flow = state.held[index].flow
-      if !full, !state.blocked.contains(flow),
-        ReleasePolicy.verdict(facts, mode: mode, secondary: state.secondary) == .release
-      {
-        if send(state.held[index].bytes) {
-          left(facts, heldFor: now - min(state.held[index].since, now), mode, &state)
-          state.heldBytes -= state.held[index].bytes.count
-          if state.spare.count < 64 {
-            var bytes: [UInt8] = []
-            swap(&bytes, &state.held[index].bytes)
-            state.spare.append(bytes)
-          }
-          continue
-        }
-        full = true
+    while ReleasePolicy.verdict(state[known.first].facts, mode: mode, secondary: state.secondary) == .release {
+      let token = known.first
+      guard send(state[token].bytes) else {
+        state.isStalled = true
+        break
       }
-      state.blocked.insert(flow)
-      if kept != index { state.held.swapAt(kept, index) }
-      kept += 1
+      left(state[token].facts, heldFor: now - min(state[token].since, now), mode, &state)
+      state[token].isHeld = false
+      state.heldFrames -= 1
+      state.heldBytes -= state[token].bytes.count
+      // Large ones give their memory back.
+      if state[token].bytes.capacity > 4096 { state[token].bytes = [] }
+      known.first = state[token].next
+      if known.first == Self.none {
+        state.flows[flow] = nil
+        break
+      }
     }
-    state.held.removeLast(state.held.count - kept)
+    if known.first != Self.none { state.flows[flow] = known }
+    if state.oldest + 1 == state.next { retire(&state) }
+  }
+
+  /// Gives back the places of the oldest frames that have left.
+  private func retire(_ state: inout State) {
+    while state.oldest < state.next, !state[state.oldest].isHeld { state.oldest += 1 }
   }
 
   private func left(_ facts: OutputFacts, heldFor time: UInt64, _ mode: ReplicationMode, _ state: inout State) {
