@@ -24,6 +24,10 @@ void lx_set_thread_name(const char *name) { prctl(PR_SET_NAME, name); }
 int lx_thread_start(pthread_t *thread, void *(*body)(void *), void *context) {
   return -pthread_create(thread, NULL, body, context);
 }
+void lx_thread_urgent(int urgent) {
+  struct sched_param parameters = {.sched_priority = urgent ? 1 : 0};
+  sched_setscheduler(0, urgent ? SCHED_RR | SCHED_RESET_ON_FORK : SCHED_OTHER, &parameters);
+}
 int lx_thread_join(pthread_t thread) { return -pthread_join(thread, NULL); }
 int lx_thread_signal(pthread_t thread, int signal) { return -pthread_kill(thread, signal); }
 

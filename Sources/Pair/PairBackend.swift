@@ -11,6 +11,8 @@ public protocol PairTraffic: AnyObject, Sendable {
   func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer)
   /// What the guest sent: with the gate's token where it serves, without one where it follows.
   func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer)
+  /// The guest that serves begins a connection: the other needs to know its sequence numbers.
+  func started(_ frame: UnsafeRawBufferPointer)
   /// The gate has no room: only a checkpoint makes some.
   func gateIsFull()
 }
@@ -36,10 +38,14 @@ public final class PairBackend: FrameBackend {
   public let gate: OutputGate
   public let log: InputLog
   private let state: Mutex<State>
-  private let traffic: any PairTraffic
 
   private struct State {
     var side: Side
+    var traffic: any PairTraffic
+    /// Between the guest's sequence numbers and the wire's.
+    var mapper = SequenceMapper()
+    /// A follower's SYNs whose counterpart the primary has not sent yet; ``awaitingLimit`` at the most.
+    var awaiting: [[UInt8]] = []
     /// Numbers input for a secondary.
     var forwards = false
     var given: UInt64 = 0
@@ -54,10 +60,9 @@ public final class PairBackend: FrameBackend {
     self.tap = tap
     self.gate = gate
     self.log = log
-    self.traffic = traffic
     descriptor = lx_epoll_create()
     wake = lx_eventfd(0)
-    state = Mutex(State(side: side))
+    state = Mutex(State(side: side, traffic: traffic))
     guard descriptor >= 0, wake >= 0 else { throw HostError(operation: "epoll_create", errno: -min(descriptor, wake)) }
     lx_epoll_ctl(descriptor, EPOLL_CTL_ADD, wake, EPOLLIN.rawValue, 0)
     if side == .serving { lx_epoll_ctl(descriptor, EPOLL_CTL_ADD, tap.descriptor, EPOLLIN.rawValue, 1) }
@@ -67,6 +72,8 @@ public final class PairBackend: FrameBackend {
     lx_close(wake)
     lx_close(descriptor)
   }
+
+  private static let awaitingLimit = 1024
 
   // MARK: Control
 
@@ -83,15 +90,51 @@ public final class PairBackend: FrameBackend {
   /// How many frames of input the guest has been given since ``beginForwarding()``.
   public var given: UInt64 { state.withLock { $0.side == .serving ? $0.given : log.given } }
 
-  /// A secondary that takes over: from now on the tap is its wire. What is left in the log comes first.
-  public func serve() {
+  /// A secondary that takes over: from now on the tap is its wire, and `traffic` is told of what passes. What is left in the
+  /// log comes first.
+  public func serve(_ traffic: any PairTraffic) {
     state.withLock { state in
       guard state.side == .following else { return }
       state.side = .serving
+      state.traffic = traffic
+      state.mapper.failOver()
+      state.awaiting = []
       state.forwards = false
       lx_epoll_ctl(descriptor, EPOLL_CTL_ADD, tap.descriptor, EPOLLIN.rawValue, 1)
     }
     signal()
+  }
+
+  /// The connections whose numbers on the wire are not the guest's, for a checkpoint. The machine stands still.
+  public var mappings: [UInt8] { state.withLock { $0.mapper.encoded } }
+
+  /// The guest goes on from the primary's state at the end of `epoch`. The machine stands still.
+  public func loaded(epoch: UInt64, given: UInt64, mappings: [UInt8]) throws {
+    try log.rewind(toCheckpointAfter: given)
+    let failure: (any Error)? = state.withLock { state in
+      state.awaiting.removeAll()
+      do { try state.mapper.checkpointLoaded(epoch: epoch, mappings: mappings) } catch { return error }
+      return nil
+    }
+    if let failure { throw failure }
+  }
+
+  /// The primary's guest has begun a connection in `epoch`: a follower's frames can be mapped from now on.
+  public func primaryStarted(_ frame: [UInt8], epoch: UInt64) {
+    guard frame.count > NetHeader.size else { return }
+    state.withLock { state in
+      guard state.side == .following else { return }
+      let outcome = unsafe frame.withUnsafeBufferPointer { bytes in
+        unsafe state.mapper.primaryOutput(
+          Span(_unsafeElements: UnsafeBufferPointer(rebasing: bytes[NetHeader.size...])), epoch: epoch)
+      }
+      guard outcome == .mapped else { return }
+      let waiting = state.awaiting
+      state.awaiting = []
+      for var frame in waiting {
+        unsafe frame.withUnsafeMutableBytes { unsafe follow($0, &state) }
+      }
+    }
   }
 
   /// There is input in the log.
@@ -120,24 +163,33 @@ public final class PairBackend: FrameBackend {
   ) -> SendResult {
     state.withLock { state in
       let size = header.count + Int(count)
-      if state.scratch.count < size { state.scratch = [UInt8](repeating: 0, count: size) }
-      return unsafe state.scratch.withUnsafeMutableBytes { scratch in
+      var scratch: [UInt8] = []
+      swap(&scratch, &state.scratch)
+      defer { swap(&scratch, &state.scratch) }
+      if scratch.count < size { scratch = [UInt8](repeating: 0, count: size) }
+      return unsafe scratch.withUnsafeMutableBytes { scratch in
         unsafe header.withUnsafeBytes { unsafe scratch.copyMemory(from: $0) }
         let body = unsafe UnsafeMutableRawBufferPointer(rebasing: scratch[header.count..<size])
         guard unsafe memory.gather(frame, offset: offset, into: body) == Int(count) else { return .dropped }
-        let whole = unsafe UnsafeRawBufferPointer(rebasing: scratch[..<size])
+        let whole = unsafe UnsafeMutableRawBufferPointer(rebasing: scratch[..<size])
         guard state.side == .serving else {
-          unsafe traffic.output(nil, whole)
+          unsafe follow(whole, &state)
           return .sent
         }
-        switch unsafe gate.put(whole, flow: FrameFlow.key(whole), inputGiven: state.forwards ? state.given : 0) {
+        // Again after each `full`, from the guest's buffers.
+        if state.mapper.count > 0 { _ = unsafe Self.map(whole, .outgoing, &state.mapper) }
+        let bytes = UnsafeRawBufferPointer(whole)
+        switch unsafe gate.put(bytes, flow: FrameFlow.key(bytes), inputGiven: state.forwards ? state.given : 0) {
         case .admitted(let token):
           state.waits = false
-          if state.forwards { unsafe traffic.output(token, whole) }
+          if state.forwards {
+            if unsafe FrameFlow.beginsConnection(bytes) { unsafe state.traffic.started(bytes) }
+            unsafe state.traffic.output(token, bytes)
+          }
           return .sent
         case .full:
           state.waits = true
-          traffic.gateIsFull()
+          state.traffic.gateIsFull()
           return .full
         }
       }
@@ -147,23 +199,68 @@ public final class PairBackend: FrameBackend {
   public func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int {
     state.withLock { state in
       _ = lx_eventfd_take(wake)
-      let logged = unsafe log.next(into: buffer)
-      if logged > 0 || state.side == .following { return logged }
-      let count = unsafe tap.receive(into: buffer)
-      guard count > 0, state.forwards else { return count }
-      state.given += 1
-      unsafe traffic.input(state.given, UnsafeRawBufferPointer(rebasing: buffer[..<count]))
+      gate.retry()
+      var count = unsafe log.next(into: buffer)
+      if count == 0, state.side == .serving {
+        count = unsafe tap.receive(into: buffer)
+        if count > 0, state.forwards {
+          state.given += 1
+          unsafe state.traffic.input(state.given, UnsafeRawBufferPointer(rebasing: buffer[..<count]))
+        }
+      }
+      if count > NetHeader.size, state.mapper.count > 0 {
+        _ = unsafe Self.map(UnsafeMutableRawBufferPointer(rebasing: buffer[..<count]), .incoming, &state.mapper)
+      }
       return count
+    }
+  }
+
+  /// A follower's frame, to be compared once its numbers are the primary's.
+  private func follow(_ frame: UnsafeMutableRawBufferPointer, _ state: inout State) {
+    if unsafe Self.map(frame, .outgoing, &state.mapper) == .awaitsPrimary {
+      // Dropped beyond the limit: the primary hears nothing of the connection, and asks for a checkpoint.
+      if state.awaiting.count < Self.awaitingLimit { state.awaiting.append(unsafe Array(frame)) }
+      return
+    }
+    unsafe state.traffic.output(nil, UnsafeRawBufferPointer(frame))
+  }
+
+  private enum Direction { case outgoing, incoming }
+
+  private static func map(
+    _ frame: UnsafeMutableRawBufferPointer, _ direction: Direction, _ mapper: inout SequenceMapper
+  ) -> SequenceMapper.Outcome {
+    guard frame.count > NetHeader.size else { return .unchanged }
+    // VIRTIO_NET_HDR_F_NEEDS_CSUM
+    let isPartial = unsafe frame[0] & 1 != 0
+    return unsafe UnsafeMutableRawBufferPointer(rebasing: frame[NetHeader.size...]).withMemoryRebound(to: UInt8.self) {
+      var bytes = unsafe MutableSpan(_unsafeElements: $0)
+      return direction == .outgoing
+        ? mapper.outgoing(&bytes, isPartial: isPartial) : mapper.incoming(&bytes, isPartial: isPartial)
     }
   }
 }
 
+/// The virtio-net header in front of every frame.
+enum NetHeader {
+  static let size = 12
+}
+
 /// Which flow a frame belongs to: frames of one flow must leave in their order, those of others need not wait.
 enum FrameFlow {
+  /// Whether a frame is a TCP SYN.
+  /// - Parameter frame: with its virtio-net header.
+  static func beginsConnection(_ frame: UnsafeRawBufferPointer) -> Bool {
+    unsafe UnsafeRawBufferPointer(rebasing: frame[min(NetHeader.size, frame.count)...]).withMemoryRebound(to: UInt8.self) {
+      let frame = unsafe Frame(Span(_unsafeElements: $0))
+      return frame.kind == .tcp && frame.flags.contains(.syn)
+    }
+  }
+
   /// A hash of addresses, protocol and ports; frames that aren't TCP or UDP without fragments share one flow a protocol.
   /// - Parameter frame: with its virtio-net header.
   static func key(_ frame: UnsafeRawBufferPointer) -> UInt64 {
-    let ethernet = 12
+    let ethernet = NetHeader.size
     guard frame.count >= ethernet + 14 else { return 0 }
     func byte(_ offset: Int) -> UInt64 { offset < frame.count ? UInt64(unsafe frame[offset]) : 0 }
     let type = byte(ethernet + 12) << 8 | byte(ethernet + 13)

@@ -37,6 +37,9 @@ final class PeerWatch: Sendable {
     set { state.withLock { $0.onRole = newValue } }
   }
 
+  /// This side serves in `term`: it was a secondary until now.
+  func take(term: UInt64) { state.withLock { $0.roles = RoleMachine(role: .alone, term: term) } }
+
   /// There is a peer, from now on.
   func begin() {
     state.withLock { state in
@@ -71,6 +74,8 @@ final class PeerWatch: Sendable {
 
   /// Sends signs of life until the peer is lost, or dead by the detector, of which it tells. The body of a thread.
   func run(_ channel: Channel, isDead: () -> Void) {
+    // A busy host must not make this side look dead.
+    lx_thread_urgent(1)
     var number: UInt64 = 0
     var last = lx_monotonic_ns()
     while true {

@@ -52,6 +52,9 @@ public final class PrimarySide: PairTraffic {
     /// Before the first cut: what is told of disks belongs to their first copy.
     var isCopying = true
     var wanted: CheckpointCause?
+    /// When the secondary had loaded the newest checkpoint.
+    var loadedAt: UInt64 = 0
+    var loaded: UInt64 = 0
   }
 
   public let options: Options
@@ -83,6 +86,9 @@ public final class PrimarySide: PairTraffic {
       return status
     }
   }
+
+  /// Serves in `term` from now on: its guest was a secondary's, which has taken over.
+  func take(term: UInt64) { peer.take(term: term) }
 
   /// Told of every new role.
   public var onRole: @Sendable (Role) -> Void {
@@ -123,6 +129,13 @@ public final class PrimarySide: PairTraffic {
     }
   }
 
+  public func started(_ frame: UnsafeRawBufferPointer) {
+    guard options.mode == .colo, let channel = state.withLock({ $0.channel }) else { return }
+    do throws(ChannelError) {
+      try channel.send(.started(card: 0, epoch: gate.epoch, frame: unsafe Array(frame)))
+    } catch { channel.abandon() }
+  }
+
   public func gateIsFull() { requestCheckpoint(.queueFull) }
 
   /// Hands a frame to the comparator, and the gate what is equal by now.
@@ -154,6 +167,7 @@ public final class PrimarySide: PairTraffic {
     state.withLock { state in
       state.channel = channel
       state.isCopying = true
+      state.loaded = 0
     }
     peer.begin()
     receivingEnded.store(false, ordering: .releasing)
@@ -199,8 +213,9 @@ public final class PrimarySide: PairTraffic {
     var dirty = PageSet(count: machine.memory.pageCount)
     var first = true
     var last = lx_monotonic_ns()
+    var patience = Patience(shortest: options.patience)
     while true {
-      let cause = first ? .first : wait(since: last)
+      let cause = first ? .first : wait(since: last, &patience)
       guard let cause else { return "the secondary is lost" }
       do {
         if first { try firstCopy(machine, disks, channel, stage) }
@@ -208,6 +223,7 @@ public final class PrimarySide: PairTraffic {
         let (saved, _) = try machine.capture(into: stage, dirty: &dirty)
         let epoch = gate.cut()
         let given = [backend?.given ?? 0]
+        let mappings = backend?.mappings ?? []
         if first {
           backend?.beginForwarding()
           gate.protect()
@@ -223,7 +239,7 @@ public final class PrimarySide: PairTraffic {
         machine.resume()
         last = lx_monotonic_ns()
         note(cause, pause: last - began, pages: stage.pages.count)
-        try send(stage, epoch, saved, first ? [0] : given, channel)
+        try send(stage, epoch, saved, first ? [0] : given, mappings, channel)
         first = false
         guard awaitReceived(epoch) else { return "the secondary is lost" }
       } catch {
@@ -302,14 +318,16 @@ public final class PrimarySide: PairTraffic {
   }
 
   private func send(
-    _ stage: PageStage, _ epoch: UInt64, _ saved: [UInt8], _ given: [UInt64], _ channel: Channel
+    _ stage: PageStage, _ epoch: UInt64, _ saved: [UInt8], _ given: [UInt64], _ mappings: [UInt8],
+    _ channel: Channel
   ) throws(ChannelError) {
     try send(stage, epoch, channel)
-    try channel.sendBulk(.checkpoint(epoch: epoch, pages: UInt64(stage.pages.count), given: given, state: saved))
+    try channel.sendBulk(
+      .checkpoint(epoch: epoch, pages: UInt64(stage.pages.count), given: given, mappings: mappings, state: saved))
   }
 
   /// Until a checkpoint is due: why; nil when the secondary is lost.
-  private func wait(since last: UInt64) -> CheckpointCause? {
+  private func wait(since last: UInt64, _ patience: inout Patience) -> CheckpointCause? {
     while true {
       if peer.isLost { return nil }
       let wanted = state.withLock { state in
@@ -318,11 +336,26 @@ public final class PrimarySide: PairTraffic {
       }
       if let wanted { return wanted }
       let now = lx_monotonic_ns()
-      if now - last >= options.period { return .period }
-      if options.mode == .colo, gate.waiting.oldest > options.patience { return .silence }
+      if now - last >= options.period {
+        patience.shorten()
+        return .period
+      }
+      if options.mode == .colo, isSilent(now, since: last, patience) {
+        patience.lengthen()
+        return .silence
+      }
       HostThread.waitReadable(wake, timeoutMilliseconds: 5)
       _ = lx_eventfd_take(wake)
     }
+  }
+
+  /// Whether output has waited for the secondary for too long. The time in which the secondary loads a checkpoint does not
+  /// count, unless that alone takes too long.
+  private func isSilent(_ now: UInt64, since last: UInt64, _ patience: Patience) -> Bool {
+    let (isLoaded, loadedAt) = state.withLock { ($0.loaded >= $0.status.epoch, $0.loadedAt) }
+    let waited = gate.waiting.oldest
+    guard waited > patience.time else { return false }
+    return isLoaded ? now - min(loadedAt, now) > patience.time : now - last > 2 * Patience.longest
   }
 
   private func awaitReceived(_ epoch: UInt64) -> Bool {
@@ -337,6 +370,7 @@ public final class PrimarySide: PairTraffic {
   // MARK: Receiving thread
 
   private func receive(_ channel: Channel, _ backend: PairBackend?) {
+    lx_thread_urgent(1)
     do {
       while true {
         switch try Message(decoding: try channel.receive()) {
@@ -356,12 +390,16 @@ public final class PrimarySide: PairTraffic {
           state.withLock { $0.status.received = max($0.status.received, epoch) }
           peer.change(.firstCheckpoint)
           lx_eventfd_signal(wake)
-        case .loaded: break
+        case .loaded(let epoch, _):
+          state.withLock { state in
+            state.loaded = epoch
+            state.loadedAt = lx_monotonic_ns()
+          }
         case .heartbeat(let term, _):
           peer.arrived()
           if peer.change(.laterTerm(term))?.to == .fenced { gate.fence() }
         case .farewell: throw ChannelError.closed
-        case .configuration, .input, .disk, .pages, .checkpoint: throw ChannelError.notAuthentic
+        case .configuration, .input, .disk, .pages, .checkpoint, .started: throw ChannelError.notAuthentic
         }
         backend?.roomMade()
       }

@@ -9,8 +9,8 @@ internal import Synchronization
 /// The following side of a pair: takes in checkpoints and input, runs its guest along (in colo), and takes over when the
 /// primary is lost.
 ///
-/// Threads: the guest's device thread (``PairTraffic``), the caller's, which receives and controls the machine, one that
-/// sends, one for signs of life.
+/// Threads: the guest's device thread (``PairTraffic``), the caller's, which receives, one that loads checkpoints and controls
+/// the machine meanwhile, one that sends, one for signs of life.
 public final class SecondarySide: PairTraffic {
   /// A machine of the primary's shape, not loaded and not started, with RAM that rolls back and dirty tracking.
   public struct Parts: Sendable {
@@ -20,9 +20,13 @@ public final class SecondarySide: PairTraffic {
     /// The card's address and tap, to announce after a takeover.
     public var mac: [UInt8]
     public var tap: (any FrameBackend)?
+    /// What serves the guest's clients after a takeover; ``PairBackend/gate`` is its gate.
+    public var successor: PrimarySide
     public init(
-      machine: Machine, backend: PairBackend?, disks: [FollowerDisk], mac: [UInt8], tap: (any FrameBackend)?
+      machine: Machine, backend: PairBackend?, disks: [FollowerDisk], mac: [UInt8], tap: (any FrameBackend)?,
+      successor: PrimarySide
     ) {
+      self.successor = successor
       self.machine = machine
       self.backend = backend
       self.disks = disks
@@ -42,8 +46,8 @@ public final class SecondarySide: PairTraffic {
   private struct State {
     var mode = ReplicationMode.remus
     var loaded: UInt64 = 0
-    /// A load failed half-way: this machine can never run again.
-    var broken = false
+    /// Why a load failed half-way: this machine can never run again.
+    var broken: String?
     var demanded = false
     var channel: Channel?
   }
@@ -62,6 +66,7 @@ public final class SecondarySide: PairTraffic {
   private let refreshes: Bool
   private let state = Mutex(State())
   private let peer = PeerWatch(role: .joining)
+  private let loader = Mutex<HostThread?>(nil)
 
   public init(refreshes: Bool) {
     self.refreshes = refreshes
@@ -82,6 +87,7 @@ public final class SecondarySide: PairTraffic {
 
   public func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {}
   public func gateIsFull() {}
+  public func started(_ frame: UnsafeRawBufferPointer) {}
 
   public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer) {
     guard mode == .colo else { return }
@@ -99,19 +105,29 @@ public final class SecondarySide: PairTraffic {
   public func follow(_ channel: Channel, make: ([UInt8]) throws -> Parts) -> Ending {
     state.withLock { $0.channel = channel }
     peer.begin()
+    lx_thread_urgent(1)
+    defer { lx_thread_urgent(0) }
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
     let ticker = try? HostThread.start(name: "pair-tick") { [peer] in
       peer.run(channel) { channel.endReceiving() }
     }
     var parts: Parts?
     var why = "the primary is lost"
-    do { try receive(channel, &parts, make) } catch { why = "\(error)" }
+    do {
+      let queue = try CheckpointQueue()
+      defer { queue.end() }
+      try receive(channel, queue, &parts, make)
+    } catch { why = "\(error)" }
+    // What it holds whole, it loads first.
+    loader.withLock { $0.take() }?.join()
     peer.lose()
     let mayTakeOver = peer.mayTakeOver
     if !mayTakeOver {
       why = "this side was stopped for a while itself, and the primary may go on alone; start it again"
     }
-    let change = mayTakeOver && !state.withLock({ $0.broken }) ? peer.change(.peerLost) : nil
+    let broken = state.withLock { $0.broken }
+    if let broken { why = "a checkpoint could not be loaded: \(broken)" }
+    let change = mayTakeOver && broken == nil ? peer.change(.peerLost) : nil
     // A primary that only slept must learn that it has been replaced.
     if let change, change.to == .takingOver {
       try? channel.send(.heartbeat(term: peer.term, sequence: 0))
@@ -128,17 +144,19 @@ public final class SecondarySide: PairTraffic {
     return takeOver(parts)
   }
 
-  private func receive(_ channel: Channel, _ parts: inout Parts?, _ make: ([UInt8]) throws -> Parts) throws {
-    let stage = PageStage()
-    var dirty = PageSet(count: 0)
+  private func receive(
+    _ channel: Channel, _ queue: CheckpointQueue, _ parts: inout Parts?, _ make: ([UInt8]) throws -> Parts
+  ) throws {
     guard case .configuration(let description) = try Message(decoding: try channel.receive()) else {
       throw ChannelError.notAuthentic
     }
     let made = try make(description)
     parts = made
-    let machine = made.machine
-    let memory = machine.memory
-    dirty = PageSet(count: memory.pageCount)
+    let pageCount = made.machine.memory.pageCount
+    let thread = try HostThread.start(name: "pair-load") { [self] in load(made, queue, channel) }
+    loader.withLock { $0 = thread }
+    var stage = queue.stage()
+    var received: UInt64 = 0
     while true {
       switch try Message(decoding: try channel.receive()) {
       case .input(_, let number, let frame):
@@ -146,28 +164,29 @@ public final class SecondarySide: PairTraffic {
         try backend.log.append(number, frame)
         try channel.send(.inputAcknowledged(card: 0, count: number))
         backend.signal()
+      case .started(_, let epoch, let frame): made.backend?.primaryStarted(frame, epoch: epoch)
       case .disk(let index, let epoch, let position, let count, let zero, let bytes):
-        try change(made, index, epoch, position, count, zero, bytes)
+        try change(made, index, epoch, position, count, zero, bytes, isCopy: received == 0)
       case .pages(let epoch, let run):
-        try unsafe PageRun.decode(run, pageCount: memory.pageCount) { page, contents throws(StateError) in
+        try unsafe PageRun.decode(run, pageCount: pageCount) { page, contents throws(StateError) in
           // The first copy goes straight into RAM that nobody uses yet.
-          if epoch == 0, loaded == 0 {
-            _ = unsafe memory.setCheckpointPage(page, contents)
+          if epoch == 0, received == 0 {
+            _ = unsafe made.machine.memory.setCheckpointPage(page, contents)
           } else {
             do { unsafe try stage.add(page).copyMemory(from: contents) } catch { throw .invalid("\(error)") }
           }
         }
-      case .checkpoint(let epoch, let pages, let given, let saved):
-        guard epoch == loaded + 1 || loaded == 0, epoch > 0, pages == UInt64(stage.pages.count), let given = given.first
+      case .checkpoint(let epoch, let pages, let given, let mappings, let saved):
+        guard epoch == received + 1 || received == 0, epoch > 0, pages == UInt64(stage.pages.count),
+          let given = given.first
         else {
-          throw StateError.invalid("checkpoint \(epoch) with \(pages) pages after \(loaded)")
+          throw StateError.invalid("checkpoint \(epoch) with \(pages) pages after \(received)")
         }
         // Whole: from here on it is what this side goes by.
+        received = epoch
+        queue.put(WholeCheckpoint(epoch: epoch, given: given, mappings: mappings, state: saved, stage: stage))
         try channel.send(.received(epoch: epoch))
-        let start = lx_monotonic_ns()
-        try load(made, stage, epoch, given, saved, &dirty)
-        stage.removeAll()
-        try channel.send(.loaded(epoch: epoch, nanoseconds: lx_monotonic_ns() - start))
+        stage = queue.stage()
       case .heartbeat:
         peer.arrived()
       case .farewell(let guestEnded):
@@ -180,14 +199,14 @@ public final class SecondarySide: PairTraffic {
 
   private func change(
     _ parts: Parts, _ index: UInt8, _ epoch: UInt64, _ position: UInt64, _ count: UInt64, _ zero: UInt8,
-    _ bytes: [UInt8]
+    _ bytes: [UInt8], isCopy: Bool
   ) throws {
     guard index < parts.disks.count else { throw StateError.invalid("disk \(index)") }
     let disk = parts.disks[Int(index)]
     let kind: DiskChange.Kind =
       count == 0 ? .write(bytes) : zero == 0 ? .discard(count: count) : .zero(count: count, unmap: zero == 2)
     let change = DiskChange(position: position, kind: kind)
-    if epoch == 0, loaded == 0 {
+    if epoch == 0, isCopy {
       guard disk.fits(change) else { throw StateError.invalid("a change outside disk \(index)") }
       let error = disk.make(change)
       guard error == 0 else { throw HostError(operation: "writing the disk", errno: error) }
@@ -196,21 +215,45 @@ public final class SecondarySide: PairTraffic {
     }
   }
 
+  // MARK: Loading thread
+
+  private func load(_ parts: Parts, _ queue: CheckpointQueue, _ channel: Channel) {
+    var dirty = PageSet(count: parts.machine.memory.pageCount)
+    while true {
+      let checkpoints = queue.take()
+      guard let last = checkpoints.last else { return }
+      let start = lx_monotonic_ns()
+      do {
+        try load(parts, checkpoints, last, &dirty)
+        try channel.send(.loaded(epoch: last.epoch, nanoseconds: lx_monotonic_ns() - start))
+      } catch let error as ChannelError {
+        // The receiving thread meets it as well; what is whole is loaded all the same.
+        _ = error
+      } catch {
+        state.withLock { $0.broken = "\(error)" }
+        queue.end()
+        return channel.close()
+      }
+      queue.giveBack(checkpoints)
+    }
+  }
+
   private func load(
-    _ parts: Parts, _ stage: PageStage, _ epoch: UInt64, _ given: UInt64, _ saved: [UInt8], _ dirty: inout PageSet
+    _ parts: Parts, _ checkpoints: [WholeCheckpoint], _ last: WholeCheckpoint, _ dirty: inout PageSet
   ) throws {
     let machine = parts.machine
     let first = loaded == 0
-    state.withLock { $0.broken = true }
-    try machine.load(stage, state: saved, dirty: &dirty, refreshing: refreshes, clock: .catchesUp)
+    state.withLock { $0.broken = "it was not finished" }
+    try machine.load(
+      checkpoints.map(\.stage), state: last.state, dirty: &dirty, refreshing: refreshes, clock: .catchesUp)
     for disk in parts.disks {
-      let error = disk.load(epoch: epoch)
+      let error = disk.load(epoch: last.epoch)
       guard error == 0 else { throw HostError(operation: "writing the disk", errno: error) }
     }
-    try parts.backend?.log.rewind(toCheckpointAfter: given)
+    try parts.backend?.loaded(epoch: last.epoch, given: last.given, mappings: last.mappings)
     state.withLock { state in
-      state.loaded = epoch
-      state.broken = false
+      state.loaded = last.epoch
+      state.broken = nil
     }
     peer.change(.firstCheckpoint)
     guard mode == .colo else { return }
@@ -241,7 +284,8 @@ public final class SecondarySide: PairTraffic {
         return .gaveUp("\(HostError(operation: "writing the disk at the takeover", errno: error))")
       }
     }
-    parts.backend?.serve()
+    parts.successor.take(term: peer.term)
+    parts.backend?.serve(parts.successor)
     if let tap = parts.tap { TapOutput.announce(parts.mac, on: tap) }
     peer.change(.takeoverDone)
     do {

@@ -46,7 +46,7 @@ extension MachineTests {
         let window: UInt32 = turn % 2 == 0 ? 0xaaaa : 0xbbbb
         primary.resume()
 
-        try secondary.load(stage, state: state, dirty: &scratch, refreshing: true, clock: .catchesUp)
+        try secondary.load([stage], state: state, dirty: &scratch, refreshing: true, clock: .catchesUp)
         #expect(try ram(secondary.memory) == expected, "checkpoint \(turn)")
         if turn == 0 { try secondary.start() } else { secondary.resume() }
         let count = try secondary.memory.load(UInt32.self, at: Self.results)

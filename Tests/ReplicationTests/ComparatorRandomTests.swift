@@ -101,7 +101,7 @@ import Testing
   }
 
   /// Whatever the guest sends, nothing traps and memory stays bounded.
-  @Test(arguments: 200..<204 as Range<UInt64>) func hostileFrames_neverTrap_andStayBounded(seed: UInt64) {
+  @Test(arguments: 200..<204 as Range<UInt64>) func hostileFrames_neverTrap_andStayBounded(seed: UInt64) throws {
     var random = SeededGenerator(seed: seed)
     var limits = ComparatorLimits()
     limits.flows = 64
@@ -121,7 +121,7 @@ import Testing
       case 88..<97: comparator.input(bytes.span)
       case 97: comparator.checkpoint()
       case 98:
-        mapper.checkpointLoaded(epoch: epoch)
+        try mapper.checkpointLoaded(epoch: epoch)
         epoch += 1
       default: if round > 15_000 { mapper.failOver() }
       }

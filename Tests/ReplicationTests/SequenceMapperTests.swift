@@ -1,4 +1,5 @@
 import Replication
+import StateCodec
 import Testing
 
 @Suite("Sequence mapper") struct SequenceMapperTests {
@@ -121,17 +122,17 @@ import Testing
     #expect(outcome == .mapped && bytes == expected.bytes)
   }
 
-  @Test func aLoadedCheckpoint_endsTheMapping() {
+  @Test func aLoadedCheckpoint_endsTheMapping() throws {
     var mapper = Self.accepted()
-    mapper.checkpointLoaded(epoch: 1)
+    try mapper.checkpointLoaded(epoch: 1)
     #expect(mapper.count == 0)
     #expect(Self.outgoing(&mapper, TCPSegment(sequence: 601)).0 == .unchanged)
   }
 
-  @Test func whatThePrimaryBeganSince_isKept() {
+  @Test func whatThePrimaryBeganSince_isKept() throws {
     var mapper = SequenceMapper()
     _ = mapper.primaryOutput(TCPSegment(sequence: 100, flags: Self.synAck).bytes.span, epoch: 2)
-    mapper.checkpointLoaded(epoch: 1)
+    try mapper.checkpointLoaded(epoch: 1)
     let (outcome, bytes) = Self.outgoing(&mapper, TCPSegment(sequence: 600, flags: Self.synAck))
     #expect(outcome == .mapped && bytes == TCPSegment(sequence: 100, flags: Self.synAck).bytes)
   }
@@ -146,6 +147,31 @@ import Testing
     #expect(Self.outgoing(&mapper, TCPSegment(sequence: 9999, flags: Self.synAck)).0 == .unchanged)
     #expect(Self.outgoing(&mapper, TCPSegment(sequence: 10000)).0 == .unchanged)
     #expect(mapper.count == 0)
+  }
+
+  /// A survivor's own secondary speaks to the survivor's clients in the numbers that they know.
+  @Test func aSurvivorsMappings_goToItsSecondary_andThroughAnotherFailover() throws {
+    var survivor = Self.accepted()
+    survivor.failOver()
+    var next = SequenceMapper()
+    try next.checkpointLoaded(epoch: 1, mappings: survivor.encoded)
+    #expect(next.count == 1)
+    #expect(Self.outgoing(&next, TCPSegment(sequence: 601)).0 == .mapped)
+    try next.checkpointLoaded(epoch: 2, mappings: survivor.encoded)
+    next.failOver()
+    let (outcome, bytes) = Self.outgoing(&next, TCPSegment(sequence: 650))
+    #expect(outcome == .mapped && bytes == TCPSegment(sequence: 150).bytes)
+    try next.checkpointLoaded(epoch: 3, mappings: SequenceMapper().encoded)
+    #expect(next.count == 0)
+  }
+
+  @Test func brokenMappings_areRefused() {
+    var survivor = Self.accepted()
+    survivor.failOver()
+    var mapper = SequenceMapper()
+    for count in 1..<survivor.encoded.count {
+      #expect(throws: StateError.self) { try mapper.checkpointLoaded(epoch: 1, mappings: Array(survivor.encoded[..<count])) }
+    }
   }
 
   @Test func reset_endsTheMapping_andIsMappedItself() {

@@ -86,15 +86,17 @@ struct SecondaryCommand: ParsableCommand {
     settings.description.rollsBack = true
     settings.description.dirtyTracking = .bitmap
     var tap: (any FrameBackend)?
-    var backend: PairBackend?
     if let card = settings.description.cards.first {
       guard case .tap(let name) = card.host else { throw ValidationError("a protected guest's card is on a tap") }
-      let opened = try TapBackend(name: name)
-      let gate = OutputGate(mode: .none, clock: { lx_monotonic_ns() }, send: { PairBackend.send($0, to: opened) })
-      let made = try PairBackend(tap: opened, side: .following, gate: gate, log: InputLog(), traffic: side)
+      tap = try TapBackend(name: name)
+    }
+    let successor = try PrimarySide(PrimarySide.Options(mode: description.mode), tap: tap)
+    var backend: PairBackend?
+    if let tap {
+      let made = try PairBackend(tap: tap, side: .following, gate: successor.gate, log: InputLog(), traffic: side)
       settings.description.cards[0].host = .custom(made)
       settings.description.cards[0].mac = description.mac
-      (tap, backend) = (opened, made)
+      backend = made
     }
     var disks: [FollowerDisk] = []
     for (index, disk) in settings.description.disks.enumerated() {
@@ -112,7 +114,8 @@ struct SecondaryCommand: ParsableCommand {
     return (
       session,
       SecondarySide.Parts(
-        machine: session.assembled.machine, backend: backend, disks: disks, mac: description.mac, tap: tap)
+        machine: session.assembled.machine, backend: backend, disks: disks, mac: description.mac, tap: tap,
+        successor: successor)
     )
   }
 }

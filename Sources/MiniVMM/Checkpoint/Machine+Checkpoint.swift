@@ -36,13 +36,13 @@ extension Machine {
     return (state, report)
   }
 
-  /// Puts the machine where a checkpoint stands: RAM back to the checkpoint before, then forward by `stage`; then the
+  /// Puts the machine where a checkpoint stands: RAM back to the checkpoint before, then forward by `stages`, oldest first; then the
   /// machine state. Its RAM rolls back (``GuestMemory/rollsBack``). A machine that runs is paused, and stays so.
   /// - Parameters:
   ///   - dirty: the scratch set; emptied.
   ///   - clock: a secondary in step goes on where the primary stood.
   public func load(
-    _ stage: PageStage, state: [UInt8], dirty: inout PageSet, refreshing: Bool, clock: ClockPolicy
+    _ stages: [PageStage], state: [UInt8], dirty: inout PageSet, refreshing: Bool, clock: ClockPolicy
   ) throws(MachineError) {
     pause()
     dirty.removeAll()
@@ -55,10 +55,12 @@ extension Machine {
     }
     let failure = memory.rollBack(dirty)
     guard failure == 0 else { throw .memory(.system(operation: "madvise", errno: failure)) }
-    for (index, page) in stage.pages.enumerated() {
-      let contents = unsafe UnsafeRawBufferPointer(stage.contents(index))
-      guard unsafe memory.setCheckpointPage(page, contents) else {
-        throw .wrongPhase("a checkpoint page outside guest RAM")
+    for stage in stages {
+      for (index, page) in stage.pages.enumerated() {
+        let contents = unsafe UnsafeRawBufferPointer(stage.contents(index))
+        guard unsafe memory.setCheckpointPage(page, contents) else {
+          throw .wrongPhase("a checkpoint page outside guest RAM")
+        }
       }
     }
     try restore(state, clock: clock)

@@ -5,7 +5,7 @@ public import GuestMemory
 /// Copies of guest pages, one after the other, and which pages they are: what a checkpoint leaves the machine with while
 /// the guest goes on. Grows to the largest checkpoint and keeps its memory. Not thread-safe: it is handed from one to the
 /// next.
-@safe public final class PageStage {
+@safe public final class PageStage: @unchecked Sendable {
   /// Page indices in the memfd, in the order of ``contents(_:)``.
   public private(set) var pages: [Int] = []
   private nonisolated(unsafe) var area: UnsafeMutableRawBufferPointer

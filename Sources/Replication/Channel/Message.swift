@@ -16,8 +16,9 @@ public enum Message: Equatable, Sendable {
   /// Primary: pages of checkpoint `epoch`, coded by ``PageRun``.
   case pages(epoch: UInt64, run: [UInt8])
   /// Primary: the rest of checkpoint `epoch`, which ends here: machine state, and how many frames of input each card had
-  /// been given. With the count of pages, so that none is missed.
-  case checkpoint(epoch: UInt64, pages: UInt64, given: [UInt64], state: [UInt8])
+  /// been given, and which sequence numbers are mapped (``SequenceMapper/encoded``). With the count of pages, so that none is
+  /// missed.
+  case checkpoint(epoch: UInt64, pages: UInt64, given: [UInt64], mappings: [UInt8], state: [UInt8])
   /// Secondary: it holds checkpoint `epoch` whole.
   case received(epoch: UInt64)
   /// Secondary: its machine stands on checkpoint `epoch`, which took so long.
@@ -27,6 +28,8 @@ public enum Message: Equatable, Sendable {
   /// Primary: the guest has ended, or (not `guestEnded`) it goes on without this secondary, which it took for dead. Either
   /// way there is nothing to take over.
   case farewell(guestEnded: Bool)
+  /// Primary: its guest has begun a connection in `epoch`, by this SYN frame with its virtio-net header.
+  case started(card: UInt8, epoch: UInt64, frame: [UInt8])
 }
 
 extension Message {
@@ -46,6 +49,7 @@ extension Message {
     case .loaded: 9
     case .heartbeat: 10
     case .farewell: 11
+    case .started: 12
     }
   }
 
@@ -54,7 +58,8 @@ extension Message {
     out.put(kind)
     switch self {
     case .configuration(let bytes): out.put(bytes)
-    case .input(let card, let number, let frame), .output(let card, let number, let frame):
+    case .input(let card, let number, let frame), .output(let card, let number, let frame),
+      .started(let card, let number, let frame):
       out.put(card)
       out.put(number)
       out.put(frame)
@@ -71,11 +76,12 @@ extension Message {
     case .pages(let epoch, let run):
       out.put(epoch)
       out.put(run)
-    case .checkpoint(let epoch, let pages, let given, let state):
+    case .checkpoint(let epoch, let pages, let given, let mappings, let state):
       out.put(epoch)
       out.put(pages)
       out.put(UInt8(given.count))
       for count in given { out.put(count) }
+      out.put(mappings)
       out.put(state)
     case .received(let epoch): out.put(epoch)
     case .loaded(let epoch, let nanoseconds):
@@ -107,11 +113,13 @@ extension Message {
       let pages = try reader.get(UInt64.self)
       var given: [UInt64] = []
       for _ in 0..<(try reader.get(UInt8.self)) { given.append(try reader.get()) }
-      self = .checkpoint(epoch: epoch, pages: pages, given: given, state: try reader.get())
+      self = .checkpoint(
+        epoch: epoch, pages: pages, given: given, mappings: try reader.get(), state: try reader.get())
     case 8: self = .received(epoch: try reader.get())
     case 9: self = .loaded(epoch: try reader.get(), nanoseconds: try reader.get())
     case 10: self = .heartbeat(term: try reader.get(), sequence: try reader.get())
     case 11: self = .farewell(guestEnded: try reader.get(Bool.self))
+    case 12: self = .started(card: try reader.get(), epoch: try reader.get(), frame: try reader.get())
     default: throw .invalid("a message of kind \(kind)")
     }
     guard reader.remaining == 0 else { throw .invalid("\(reader.remaining) bytes behind a message of kind \(kind)") }

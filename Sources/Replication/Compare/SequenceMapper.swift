@@ -134,14 +134,6 @@ public struct SequenceMapper: Sendable {
     return .mapped
   }
 
-  /// The secondary goes on from the primary's state at the end of `epoch`: its numbers are the primary's again.
-  ///
-  /// What the primary has begun since is kept: the secondary has yet to begin it.
-  public mutating func checkpointLoaded(epoch: UInt64) {
-    connections = connections.filter { $0.value.epoch > epoch && $0.value.primary != nil }
-      .mapValues { Connection(primary: $0.primary, epoch: $0.epoch) }
-  }
-
   /// The secondary serves alone: what is mapped stays mapped until it ends, what begins now is not mapped.
   public mutating func failOver() {
     isAlone = true

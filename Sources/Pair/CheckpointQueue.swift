@@ -1,0 +1,85 @@
+internal import CLinux
+internal import Devices
+internal import MiniVMM
+internal import Synchronization
+
+/// A checkpoint that a secondary holds whole.
+struct WholeCheckpoint: Sendable {
+  var epoch: UInt64
+  /// How many frames of input the primary's guest had been given.
+  var given: UInt64
+  var mappings: [UInt8]
+  var state: [UInt8]
+  var stage: PageStage
+}
+
+/// Whole checkpoints on their way from the thread that receives to the one that loads, so that input is acknowledged and the
+/// next checkpoint received while one is loaded. What waits is loaded at one go.
+final class CheckpointQueue: Sendable {
+  private struct State {
+    var waiting: [WholeCheckpoint] = []
+    var spare: [PageStage] = []
+    var hasEnded = false
+  }
+
+  /// Checkpoints that may wait: a primary that is faster than that has to.
+  private static let limit = 8
+  private let state = Mutex(State())
+  /// Eventfds: there is work, there is room.
+  private let work: CInt
+  private let room: CInt
+
+  init() throws(HostError) {
+    work = lx_eventfd(0)
+    room = lx_eventfd(0)
+    guard work >= 0, room >= 0 else { throw HostError(operation: "eventfd", errno: -min(work, room)) }
+  }
+
+  deinit {
+    lx_close(work)
+    lx_close(room)
+  }
+
+  /// An empty stage for the next checkpoint's pages.
+  func stage() -> PageStage { state.withLock { $0.spare.popLast() } ?? PageStage() }
+
+  /// Receiving thread. Waits while too many wait; ends with the loading thread's.
+  func put(_ checkpoint: WholeCheckpoint) {
+    while state.withLock({ $0.waiting.count >= Self.limit && !$0.hasEnded }) {
+      HostThread.waitReadable(room, timeoutMilliseconds: 100)
+      _ = lx_eventfd_take(room)
+    }
+    state.withLock { $0.waiting.append(checkpoint) }
+    lx_eventfd_signal(work)
+  }
+
+  /// Loading thread: all that waits, oldest first; waits for some. Empty when there is no more.
+  func take() -> [WholeCheckpoint] {
+    while true {
+      let (waiting, hasEnded) = state.withLock { state in
+        defer { state.waiting = [] }
+        return (state.waiting, state.hasEnded)
+      }
+      if !waiting.isEmpty { lx_eventfd_signal(room) }
+      if !waiting.isEmpty || hasEnded { return waiting }
+      HostThread.waitReadable(work)
+      _ = lx_eventfd_take(work)
+    }
+  }
+
+  /// Loading thread: the stages of what it has loaded, to be used again.
+  func giveBack(_ checkpoints: [WholeCheckpoint]) {
+    for checkpoint in checkpoints { checkpoint.stage.removeAll() }
+    state.withLock { state in
+      // One that is filled and one that is loaded.
+      state.spare.append(contentsOf: checkpoints.map(\.stage).prefix(2 - min(2, state.spare.count)))
+    }
+  }
+
+  /// No more checkpoints come: ``take()`` empties the queue and ends.
+  func end() {
+    state.withLock { $0.hasEnded = true }
+    lx_eventfd_signal(work)
+    lx_eventfd_signal(room)
+  }
+}

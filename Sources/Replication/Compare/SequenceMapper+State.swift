@@ -1,0 +1,82 @@
+public import StateCodec
+
+/// The mappings as part of a checkpoint: a survivor's guest speaks in numbers of its own on the connections that it has
+/// inherited, and so will the guest of its next secondary.
+extension SequenceMapper {
+  /// The connections whose numbers on the wire are not the guest's.
+  public var encoded: [UInt8] {
+    var out = StateWriter()
+    let mapped = connections.filter { $0.value.offset != nil && !$0.value.isIdentity }
+    out.put(UInt32(mapped.count))
+    for (key, connection) in mapped {
+      out.put(key.source.high)
+      out.put(key.source.low)
+      out.put(key.destination.high)
+      out.put(key.destination.low)
+      out.put(key.sourcePort)
+      out.put(key.destinationPort)
+      out.put(key.proto)
+      out.put(key.version)
+      out.put(key.vlan)
+      for start in [connection.primary, connection.secondary] {
+        out.put(start?.sequence ?? 0)
+        out.put(start?.timestamp != nil)
+        out.put(start?.timestamp ?? 0)
+      }
+      out.put(connection.finEnd != nil)
+      out.put(connection.finEnd ?? 0)
+      out.put(connection.isFinAcknowledged)
+      out.put(connection.isPeerFin)
+    }
+    return out.bytes
+  }
+
+  /// The secondary goes on from the primary's state at the end of `epoch`: its numbers are the primary's guest's again,
+  /// which are the wire's but for the `mappings` that the primary has (``encoded``; empty for none).
+  ///
+  /// What the primary has begun since is kept: the secondary has yet to begin it.
+  public mutating func checkpointLoaded(epoch: UInt64, mappings: [UInt8] = []) throws(StateError) {
+    var inherited: [FlowKey: Connection] = [:]
+    if !mappings.isEmpty {
+      var reader = StateReader(mappings)
+      let count = Int(try reader.get(UInt32.self))
+      guard count <= capacity else { throw .invalid("\(count) mapped connections") }
+      for _ in 0..<count {
+        let (key, connection) = try Self.decode(&reader, epoch: epoch)
+        inherited[key] = connection
+      }
+      guard reader.remaining == 0 else { throw .invalid("bytes behind the mapped connections") }
+    }
+    for (key, connection) in connections where connection.epoch > epoch {
+      guard let primary = connection.primary else { continue }
+      inherited[key] = Connection(primary: primary, epoch: connection.epoch)
+    }
+    connections = inherited
+  }
+
+  private static func decode(
+    _ reader: inout StateReader, epoch: UInt64
+  ) throws(StateError) -> (FlowKey, Connection) {
+    let source = FlowKey.Address(high: try reader.get(), low: try reader.get())
+    let destination = FlowKey.Address(high: try reader.get(), low: try reader.get())
+    let key = FlowKey(
+      source: source, destination: destination, sourcePort: try reader.get(), destinationPort: try reader.get(),
+      proto: try reader.get(), version: try reader.get(), vlan: try reader.get())
+    var connection = Connection(epoch: epoch)
+    connection.primary = try start(&reader)
+    connection.secondary = try start(&reader)
+    let hasEnd = try reader.get(Bool.self)
+    let end = try reader.get(UInt32.self)
+    connection.finEnd = hasEnd ? end : nil
+    connection.isFinAcknowledged = try reader.get(Bool.self)
+    connection.isPeerFin = try reader.get(Bool.self)
+    return (key, connection)
+  }
+
+  private static func start(_ reader: inout StateReader) throws(StateError) -> Start {
+    let sequence = try reader.get(UInt32.self)
+    let hasTimestamp = try reader.get(Bool.self)
+    let timestamp = try reader.get(UInt32.self)
+    return Start(sequence: sequence, timestamp: hasTimestamp ? timestamp : nil)
+  }
+}
