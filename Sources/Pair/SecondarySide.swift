@@ -49,6 +49,7 @@ public final class SecondarySide: PairTraffic {
     /// Why a load failed half-way: this machine can never run again.
     var broken: String?
     var demanded = false
+    var unconfirmed = RecentOutput()
     var channel: Channel?
   }
 
@@ -91,9 +92,13 @@ public final class SecondarySide: PairTraffic {
 
   public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer) {
     guard mode == .colo else { return }
-    let (channel, loaded) = state.withLock { ($0.channel, $0.loaded) }
+    let frame = unsafe Array(frame)
+    let (channel, loaded) = state.withLock { state in
+      state.unconfirmed.add(frame, now: lx_monotonic_ns())
+      return (state.channel, state.loaded)
+    }
     guard let channel else { return }
-    do throws(ChannelError) { try channel.send(.output(card: 0, base: loaded, frame: unsafe Array(frame))) } catch {
+    do throws(ChannelError) { try channel.send(.output(card: 0, base: loaded, frame: frame)) } catch {
       channel.abandon()
     }
   }
@@ -254,6 +259,7 @@ public final class SecondarySide: PairTraffic {
     state.withLock { state in
       state.loaded = last.epoch
       state.broken = nil
+      state.unconfirmed.removeAll()
     }
     peer.change(.firstCheckpoint)
     guard mode == .colo else { return }
@@ -286,7 +292,10 @@ public final class SecondarySide: PairTraffic {
     }
     parts.successor.take(term: peer.term)
     parts.backend?.serve(parts.successor)
-    if let tap = parts.tap { TapOutput.announce(parts.mac, on: tap) }
+    if let tap = parts.tap {
+      TapOutput.announce(parts.mac, on: tap)
+      for frame in state.withLock({ $0.unconfirmed.take(now: lx_monotonic_ns()) }) { _ = TapOutput.send(frame, to: tap) }
+    }
     peer.change(.takeoverDone)
     do {
       if mode == .colo { machine.resume() } else { try machine.start() }
