@@ -195,6 +195,13 @@ static int split_address(const char *text, char *host, size_t size, const char *
   return 0;
 }
 
+// No delay, and little in the kernel's queue that has not left yet: what is urgent must not wait behind it.
+static void tcp_prompt(int fd) {
+  int one = 1, unsent = 256 << 10;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
+}
+
 static int tcp_socket(const char *address, int listens) {
   char host[256];
   const char *port;
@@ -206,7 +213,7 @@ static int tcp_socket(const char *address, int listens) {
   for (struct addrinfo *each = found; each; each = each->ai_next) {
     int fd = socket(each->ai_family, each->ai_socktype | SOCK_CLOEXEC, each->ai_protocol), one = 1;
     if (fd < 0) { result = -errno; continue; }
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    tcp_prompt(fd);
     if (listens) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (listens ? bind(fd, each->ai_addr, each->ai_addrlen) == 0 && listen(fd, 4) == 0
                 : connect(fd, each->ai_addr, each->ai_addrlen) == 0) {
@@ -223,9 +230,9 @@ static int tcp_socket(const char *address, int listens) {
 int lx_tcp_connect(const char *address) { return tcp_socket(address, 0); }
 int lx_tcp_listen(const char *address) { return tcp_socket(address, 1); }
 int lx_tcp_accept(int fd) {
-  int one = 1, accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+  int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
   if (accepted < 0) return -errno;
-  setsockopt(accepted, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  tcp_prompt(accepted);
   return accepted;
 }
 

@@ -15,6 +15,8 @@ public protocol PairTraffic: AnyObject, Sendable {
   func started(_ frame: UnsafeRawBufferPointer)
   /// The gate has no room: only a checkpoint makes some.
   func gateIsFull()
+  /// What was told by now may be needed: there is nothing more for the moment.
+  func flush()
 }
 
 /// The network back end of a guest that is one of a pair. It stands between the card and the tap:
@@ -156,7 +158,12 @@ public final class PairBackend: FrameBackend {
 
   public var offloads: UInt64 { tap.offloads }
   public func setGuestOffloads(_ features: UInt64) { tap.setGuestOffloads(features) }
-  public func flush() -> Bool { state.withLock { !$0.waits } }
+  public func flush() -> Bool {
+    state.withLock { state in
+      state.traffic.flush()
+      return !state.waits
+    }
+  }
 
   public func send(
     _ header: [UInt8], _ frame: GuestBuffers, offset: UInt64, count: UInt64, memory: GuestMemory
@@ -207,6 +214,8 @@ public final class PairBackend: FrameBackend {
           state.given += 1
           unsafe state.traffic.input(state.given, UnsafeRawBufferPointer(rebasing: buffer[..<count]))
         }
+        // Not only at the end: the guest may have no room for more frames for a while.
+        if state.forwards, count <= 0 || state.given % 32 == 0 { state.traffic.flush() }
       }
       if count > NetHeader.size, state.mapper.count > 0 {
         _ = unsafe Self.map(UnsafeMutableRawBufferPointer(rebasing: buffer[..<count]), .incoming, &state.mapper)

@@ -114,7 +114,7 @@ public final class PrimarySide: PairTraffic {
         }
       }
     }
-    do throws(ChannelError) { try channel.send(.input(card: 0, number: number, frame: unsafe Array(frame))) } catch {
+    do throws(ChannelError) { try channel.post(.input(card: 0, number: number, frame: unsafe Array(frame))) } catch {
       channel.abandon()
     }
   }
@@ -132,11 +132,13 @@ public final class PrimarySide: PairTraffic {
   public func started(_ frame: UnsafeRawBufferPointer) {
     guard options.mode == .colo, let channel = state.withLock({ $0.channel }) else { return }
     do throws(ChannelError) {
-      try channel.send(.started(card: 0, epoch: gate.epoch, frame: unsafe Array(frame)))
+      try channel.post(.started(card: 0, epoch: gate.epoch, frame: unsafe Array(frame)))
     } catch { channel.abandon() }
   }
 
   public func gateIsFull() { requestCheckpoint(.queueFull) }
+
+  public func flush() { state.withLock({ $0.channel })?.flush() }
 
   /// Hands a frame to the comparator, and the gate what is equal by now.
   private func compare(_ body: (inout Comparison) -> ComparisonOutcome) {
@@ -310,7 +312,7 @@ public final class PrimarySide: PairTraffic {
     var run: [UInt8] = []
     for (index, page) in stage.pages.enumerated() {
       unsafe PageRun.append(UInt64(page), UnsafeRawBufferPointer(stage.contents(index)), to: &run)
-      if (index + 1) % 256 == 0 || index + 1 == stage.pages.count {
+      if (index + 1) % 64 == 0 || index + 1 == stage.pages.count {
         try channel.sendBulk(.pages(epoch: epoch, run: run))
         run.removeAll(keepingCapacity: true)
       }

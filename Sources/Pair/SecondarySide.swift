@@ -89,6 +89,7 @@ public final class SecondarySide: PairTraffic {
   public func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {}
   public func gateIsFull() {}
   public func started(_ frame: UnsafeRawBufferPointer) {}
+  public func flush() { state.withLock({ $0.channel })?.flush() }
 
   public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer) {
     guard mode == .colo else { return }
@@ -98,7 +99,7 @@ public final class SecondarySide: PairTraffic {
       return (state.channel, state.loaded)
     }
     guard let channel else { return }
-    do throws(ChannelError) { try channel.send(.output(card: 0, base: loaded, frame: frame)) } catch {
+    do throws(ChannelError) { try channel.post(.output(card: 0, base: loaded, frame: frame)) } catch {
       channel.abandon()
     }
   }
@@ -162,13 +163,13 @@ public final class SecondarySide: PairTraffic {
     loader.withLock { $0 = thread }
     var stage = queue.stage()
     var received: UInt64 = 0
+    var owed: UInt64 = 0
     while true {
       switch try Message(decoding: try channel.receive()) {
       case .input(_, let number, let frame):
         guard let backend = made.backend else { throw StateError.invalid("input for a machine without a card") }
         try backend.log.append(number, frame)
-        try channel.send(.inputAcknowledged(card: 0, count: number))
-        backend.signal()
+        owed = number
       case .started(_, let epoch, let frame): made.backend?.primaryStarted(frame, epoch: epoch)
       case .disk(let index, let epoch, let position, let count, let zero, let bytes):
         try change(made, index, epoch, position, count, zero, bytes, isCopy: received == 0)
@@ -198,6 +199,12 @@ public final class SecondarySide: PairTraffic {
         peer.change(.peerSaidFarewell)
         throw FollowError.dismissed(guestEnded: guestEnded)
       case .configuration, .inputAcknowledged, .output, .received, .loaded: throw ChannelError.notAuthentic
+      }
+      // Once for all input that has come by now.
+      if owed > 0, !channel.hasReceived || owed % 64 == 0 {
+        try channel.send(.inputAcknowledged(card: 0, count: owed))
+        made.backend?.signal()
+        owed = 0
       }
     }
   }

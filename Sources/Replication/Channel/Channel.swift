@@ -37,25 +37,76 @@ extension ChannelError: CustomStringConvertible {
 ///
 ///     greeting: magic "MVMMPAIR"  version:4  nonce:32                        both, at once
 ///     proof:    HMAC-SHA-256(key, "proof" · role · own nonce · other nonce)  both
-///     then:     { length:4  message  HMAC-SHA-256(direction's key, sequence:8 · length:4 · message):32 }…
+///     then:     { length:4  { length:4  message }…  HMAC-SHA-256(direction's key, sequence:8 · length:4 · messages):32 }…
 ///
 /// The keys of the directions come from the shared one and both nonces (HKDF), so nothing of another session, direction or
-/// position is taken. One thread sends, one receives; ``send(_:)`` is for any thread.
+/// position is taken. A record holds what waited when it was made: its cost is shared by its messages.
+///
+/// ``send(_:)`` is for any thread, and goes to the socket at once where nobody else is at it and it has room; one thread sends
+/// the rest, one receives.
 public final class Channel: Sendable {
   public enum Side: UInt8, Sendable { case primary = 1, secondary = 2 }
 
-  public static let version: UInt32 = 1
+  public static let version: UInt32 = 2
   private static let magic = Array("MVMMPAIR".utf8)
   private static let nonceSize = 32
   private static let macSize = SharedKey.codeSize
 
+  /// Bytes of messages after which another record is begun.
+  private static let recordSize = 1 << 20
+  /// What a peer may make us allocate for a record.
+  private static let recordLimit = Message.limit + recordSize
+
   private struct Queue {
-    /// Small and urgent first: heartbeats, input, acknowledgements do not wait behind a checkpoint's pages.
+    /// Small and urgent first: heartbeats, input, acknowledgements do not wait behind a checkpoint's pages. Each entry is a
+    /// record to be: room for its length, then messages with theirs.
     var urgent: [[UInt8]] = []
     var bulk: [[UInt8]] = []
     var bytes = 0
     var isClosed = false
     var takesBulk = true
+
+    mutating func append(_ message: [UInt8], urgent isUrgent: Bool) {
+      bytes += message.count
+      if isUrgent, let last = urgent.indices.last, urgent[last].count + message.count <= Channel.recordSize {
+        Self.append(message, to: &urgent[last])
+        return
+      }
+      var record = [UInt8](repeating: 0, count: 4)
+      Self.append(message, to: &record)
+      if isUrgent { urgent.append(record) } else { bulk.append(record) }
+    }
+
+    private static func append(_ message: [UInt8], to record: inout [UInt8]) {
+      record.append(contentsOf: Channel.bytes(UInt32(message.count)))
+      record.append(contentsOf: message)
+    }
+
+    mutating func takeUrgent() -> [UInt8]? { urgent.isEmpty ? nil : taken(urgent.removeFirst()) }
+    mutating func takeBulk() -> [UInt8]? { bulk.isEmpty ? nil : taken(bulk.removeFirst()) }
+
+    private mutating func taken(_ record: [UInt8]) -> [UInt8] {
+      bytes -= min(bytes, record.count)
+      return record
+    }
+  }
+
+  /// The record that is being sent.
+  private struct Wire {
+    var number: UInt64 = 0
+    var record: [UInt8] = []
+    var sent = 0
+    var failure: ChannelError?
+  }
+
+  /// What has been received and not yet taken.
+  private struct Reader {
+    var number: UInt64 = 0
+    var bytes: [UInt8] = []
+    var start = 0
+    var end = 0
+    /// Messages of a record that has proved authentic.
+    var messages = 0..<0
   }
 
   private let descriptor: CInt
@@ -66,7 +117,8 @@ public final class Channel: Sendable {
   private let wake: CInt
   /// An eventfd: bulk was sent.
   private let room: CInt
-  private let sequence = Mutex<UInt64>(0)
+  private let wire = Mutex(Wire())
+  private let reader = Mutex(Reader())
   /// Bytes that may wait to be sent; a peer that does not read must not fill our memory.
   public let queueLimit: Int
 
@@ -111,36 +163,44 @@ public final class Channel: Sendable {
 
   // MARK: Any thread
 
-  /// Queues a message that must not wait; in order among its like.
-  public func send(_ message: Message) throws(ChannelError) { try enqueue(message.encoded, urgent: true) }
+  /// Sends a message that must not wait; in order among its like.
+  public func send(_ message: Message) throws(ChannelError) {
+    try enqueue(message.encoded, urgent: true)
+    flush()
+  }
+
+  /// Queues a message that must not wait for long: until the next ``flush()`` or ``send(_:)``.
+  public func post(_ message: Message) throws(ChannelError) { try enqueue(message.encoded, urgent: true) }
+
+  /// Sends what is urgent, as far as the socket takes it; the sending thread does the rest.
+  public func flush() {
+    if wire.withLockIfAvailable({ transmit(&$0, bulk: false) }) != true { lx_eventfd_signal(wake) }
+  }
 
   /// Queues a message behind everything urgent, and waits while much bulk is queued. In order among its like.
   public func sendBulk(_ message: Message) throws(ChannelError) {
     while queue.withLock({ !$0.isClosed && $0.takesBulk && $0.bulk.count >= 8 }) {
-      var entry = pollfd(fd: room, events: Int16(POLLIN), revents: 0)
-      _ = unsafe poll(&entry, 1, 100)
+      HostWait.readable(room, timeout: 100)
       _ = lx_eventfd_take(room)
     }
     try enqueue(message.encoded, urgent: false)
+    lx_eventfd_signal(wake)
   }
 
   private func enqueue(_ bytes: [UInt8], urgent: Bool) throws(ChannelError) {
     let failure: ChannelError? = queue.withLock { queue in
       if queue.isClosed || !urgent && !queue.takesBulk { return .closed }
       guard queue.bytes + bytes.count <= queueLimit else { return .sendQueueFull }
-      queue.bytes += bytes.count
-      if urgent { queue.urgent.append(bytes) } else { queue.bulk.append(bytes) }
+      queue.append(bytes, urgent: urgent)
       return nil
     }
     if let failure { throw failure }
-    lx_eventfd_signal(wake)
   }
 
   /// Waits while more than so many bytes are queued.
   public func waitForRoom(below bytes: Int) {
     while queue.withLock({ !$0.isClosed && $0.bytes > bytes }) {
-      var entry = pollfd(fd: room, events: Int16(POLLIN), revents: 0)
-      _ = unsafe poll(&entry, 1, 100)
+      HostWait.readable(room, timeout: 100)
       _ = lx_eventfd_take(room)
     }
   }
@@ -180,7 +240,11 @@ public final class Channel: Sendable {
   }
 
   /// Whether everything queued has gone to the kernel.
-  public var isDrained: Bool { queue.withLock { $0.urgent.isEmpty && $0.bulk.isEmpty } }
+  public var isDrained: Bool {
+    wire.withLock { wire in
+      (wire.sent == wire.record.count || wire.failure != nil) && queue.withLock { $0.urgent.isEmpty && $0.bulk.isEmpty }
+    }
+  }
 
   // MARK: The two threads
 
@@ -188,58 +252,142 @@ public final class Channel: Sendable {
   public func runSender() -> ChannelError {
     // Heartbeats come this way: a busy host must not make this side look dead.
     lx_thread_urgent(1)
-    var number: UInt64 = 0
-    var out: [UInt8] = []
     while true {
-      var messages: [[UInt8]] = []
-      let isClosed = queue.withLock { queue in
-        swap(&messages, &queue.urgent)
-        if messages.isEmpty, !queue.bulk.isEmpty { messages.append(queue.bulk.removeFirst()) }
-        for message in messages { queue.bytes -= message.count }
-        return queue.isClosed
-      }
-      if isClosed { return .closed }
-      lx_eventfd_signal(room)
-      guard !messages.isEmpty else {
-        var entry = pollfd(fd: wake, events: Int16(POLLIN), revents: 0)
-        _ = unsafe poll(&entry, 1, -1)
-        _ = lx_eventfd_take(wake)
-        continue
-      }
-      out.removeAll(keepingCapacity: true)
-      for message in messages {
-        let length = Self.bytes(UInt32(message.count))
-        out += length
-        out += message
-        out += sendKey.code(Self.bytes(number) + length, message)
-        number += 1
-      }
-      do throws(ChannelError) { try Self.write(descriptor, out) } catch {
+      let (isDone, failure) = wire.withLock { wire in (transmit(&wire, bulk: true), wire.failure) }
+      if let failure {
         close()
-        return error
+        return failure
       }
+      if queue.withLock({ $0.isClosed }) { return .closed }
+      if isDone {
+        HostWait.readable(wake)
+        _ = lx_eventfd_take(wake)
+      } else {
+        HostWait.writable(descriptor, timeout: 100)
+      }
+    }
+  }
+
+  /// Sends records until nothing waits (true) or the socket has no room (false).
+  private func transmit(_ wire: inout Wire, bulk: Bool) -> Bool {
+    while true {
+      while wire.sent < wire.record.count {
+        let result = unsafe wire.record.withUnsafeBytes { buffer in
+          unsafe lx_send(descriptor, buffer.baseAddress! + wire.sent, buffer.count - wire.sent)
+        }
+        if result == -Int(EINTR) { continue }
+        if result == -Int(EAGAIN) { return false }
+        guard result > 0 else {
+          wire.failure =
+            result == -Int(EPIPE) || result == -Int(ECONNRESET)
+            ? .closed : .system(operation: "send", errno: CInt(-result))
+          // The sending thread tells.
+          lx_eventfd_signal(wake)
+          return true
+        }
+        wire.sent += result
+      }
+      guard wire.failure == nil else { return true }
+      let next = queue.withLock { queue in
+        queue.isClosed ? nil : queue.takeUrgent() ?? (bulk ? queue.takeBulk() : nil)
+      }
+      guard let next else { return true }
+      lx_eventfd_signal(room)
+      wire.record = next
+      wire.record.replaceSubrange(0..<4, with: Self.bytes(UInt32(next.count - 4)))
+      wire.record += unsafe wire.record.withUnsafeBytes { unsafe sendKey.code(Self.bytes(wire.number), $0) }
+      wire.number += 1
+      wire.sent = 0
     }
   }
 
   /// The next message. For the receiving thread.
   public func receive() throws(ChannelError) -> [UInt8] {
-    let length = try Self.read(descriptor, 4, deadline: nil)
-    let count = (0..<4).reduce(UInt64(0)) { $0 | UInt64(length[$1]) << (8 * UInt64($1)) }
-    guard count <= UInt64(Message.limit) else { throw .messageTooLong(count) }
-    let body = try Self.read(descriptor, Int(count) + Self.macSize, deadline: nil)
-    let message = Array(body[..<Int(count)])
-    let number = sequence.withLock { value in
-      defer { value += 1 }
-      return value
+    var failure: ChannelError?
+    let message: [UInt8] = reader.withLock { reader in
+      do throws(ChannelError) {
+        while reader.messages.isEmpty { try nextRecord(&reader) }
+        let count = Self.number(reader.bytes, at: reader.messages.lowerBound)
+        let body = reader.messages.lowerBound + 4..<reader.messages.lowerBound + 4 + count
+        reader.messages = body.upperBound..<reader.messages.upperBound
+        return Array(reader.bytes[body])
+      } catch {
+        failure = error
+        return []
+      }
     }
-    let expected = receiveKey.code(Self.bytes(number) + length, message)
-    guard SharedKey.equal(expected[...], body[Int(count)...]) else { throw .notAuthentic }
+    if let failure { throw failure }
     return message
+  }
+
+  /// Whether a message can be received without waiting, as far as is known.
+  public var hasReceived: Bool { reader.withLock { !$0.messages.isEmpty } }
+
+  /// Waits for a record, verifies it and finds its messages' limits.
+  private func nextRecord(_ reader: inout Reader) throws(ChannelError) {
+    try fill(&reader, 4)
+    let count = Self.number(reader.bytes, at: reader.start)
+    guard count <= Self.recordLimit else { throw .messageTooLong(UInt64(count)) }
+    try fill(&reader, 4 + count + Self.macSize)
+    let body = reader.start + 4..<reader.start + 4 + count
+    let number = reader.number
+    let start = reader.start
+    let expected = unsafe reader.bytes.withUnsafeBytes {
+      unsafe receiveKey.code(Self.bytes(number), UnsafeRawBufferPointer(rebasing: $0[start..<body.upperBound]))
+    }
+    guard SharedKey.equal(expected[...], reader.bytes[body.upperBound..<body.upperBound + Self.macSize]) else {
+      throw .notAuthentic
+    }
+    var at = body.lowerBound
+    while at < body.upperBound {
+      guard body.upperBound - at >= 4 else { throw .notAuthentic }
+      let size = Self.number(reader.bytes, at: at)
+      guard size <= min(Message.limit, body.upperBound - at - 4) else { throw .messageTooLong(UInt64(size)) }
+      at += 4 + size
+    }
+    reader.number += 1
+    reader.messages = body
+    reader.start = body.upperBound + Self.macSize
+  }
+
+  /// Receives until so many bytes lie behind ``Reader/start``.
+  private func fill(_ reader: inout Reader, _ count: Int) throws(ChannelError) {
+    if reader.start == reader.end { (reader.start, reader.end) = (0, 0) }
+    if reader.start + max(count, Self.readSize) > reader.bytes.count {
+      reader.bytes.replaceSubrange(0..<reader.start, with: [])
+      reader.end -= reader.start
+      reader.start = 0
+      let size = max(count, 2 * Self.readSize)
+      if reader.bytes.count < size {
+        reader.bytes += [UInt8](repeating: 0, count: size - reader.bytes.count)
+      }
+    }
+    while reader.end - reader.start < count {
+      let (start, end) = (reader.end, reader.bytes.count)
+      let result = unsafe reader.bytes.withUnsafeMutableBytes { buffer in
+        unsafe lx_recv(descriptor, buffer.baseAddress! + start, end - start)
+      }
+      if result == -Int(EINTR) { continue }
+      if result == -Int(EAGAIN) {
+        HostWait.readable(descriptor)
+        continue
+      }
+      guard result > 0 else {
+        throw result == 0 || result == -Int(ECONNRESET) ? .closed : .system(operation: "recv", errno: CInt(-result))
+      }
+      reader.end += result
+    }
   }
 
   // MARK: Pieces
 
-  private static func bytes<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
+  private static let readSize = 256 << 10
+
+  private static func number(_ bytes: [UInt8], at offset: Int) -> Int {
+    (0..<4).reduce(0) { $0 | Int(bytes[offset + $1]) << (8 * $1) }
+  }
+
+  fileprivate static func bytes<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
     (0..<T.bitWidth / 8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
   }
 
@@ -252,8 +400,7 @@ public final class Channel: Sendable {
       }
       if result == -Int(EINTR) { continue }
       if result == -Int(EAGAIN) {
-        var entry = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
-        _ = unsafe poll(&entry, 1, 1000)
+        HostWait.writable(descriptor, timeout: 1000)
         continue
       }
       guard result > 0 else {
@@ -264,18 +411,14 @@ public final class Channel: Sendable {
     }
   }
 
-  private static func read(_ descriptor: CInt, _ count: Int, deadline: UInt64?) throws(ChannelError) -> [UInt8] {
+  private static func read(_ descriptor: CInt, _ count: Int, deadline: UInt64) throws(ChannelError) -> [UInt8] {
     var bytes = [UInt8](repeating: 0, count: count)
     var done = 0
     while done < count {
-      var patience: CInt = -1
-      if let deadline {
-        let now = lx_monotonic_ns()
-        guard now < deadline else { throw .timedOut }
-        patience = CInt((deadline - now) / 1_000_000) + 1
+      let now = lx_monotonic_ns()
+      guard now < deadline, HostWait.readable(descriptor, timeout: CInt((deadline - now) / 1_000_000) + 1) else {
+        throw .timedOut
       }
-      var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
-      guard unsafe poll(&entry, 1, patience) != 0 else { throw .timedOut }
       let result = unsafe bytes.withUnsafeMutableBytes { buffer in
         let rest = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
         return unsafe lx_recv(descriptor, rest.baseAddress, rest.count)
@@ -287,5 +430,19 @@ public final class Channel: Sendable {
       done += result
     }
     return bytes
+  }
+}
+
+/// Waits for a descriptor, in milliseconds (-1 for ever): whether it is ready.
+private enum HostWait {
+  @discardableResult
+  static func readable(_ descriptor: CInt, timeout: CInt = -1) -> Bool { wait(descriptor, POLLIN, timeout) }
+
+  @discardableResult
+  static func writable(_ descriptor: CInt, timeout: CInt = -1) -> Bool { wait(descriptor, POLLOUT, timeout) }
+
+  private static func wait(_ descriptor: CInt, _ events: CInt, _ timeout: CInt) -> Bool {
+    var entry = pollfd(fd: descriptor, events: Int16(events), revents: 0)
+    return unsafe poll(&entry, 1, timeout) != 0
   }
 }

@@ -15,6 +15,12 @@ public struct SharedKey: Sendable {
     return code
   }
 
+  func code(_ first: [UInt8], _ second: UnsafeRawBufferPointer) -> [UInt8] {
+    var code = [UInt8](repeating: 0, count: Self.codeSize)
+    unsafe mv_hmac_sha256(bytes, bytes.count, first, first.count, second.baseAddress, second.count, &code)
+    return code
+  }
+
   /// A key of 32 bytes for one purpose.
   func derived(salt: [UInt8], info: [UInt8]) -> SharedKey {
     let extracted = SharedKey(SharedKey(salt).code(bytes, []))

@@ -127,7 +127,7 @@ public final class OutputGate: Sendable {
       } else {
         state.flows[flow] = Flow(first: token, last: token)
       }
-      if !state.isProtected { release(flow: flow, &state) }
+      if !state.isProtected || mode == .none { release(flow: flow, &state) }
       return .admitted(token: token)
     }
   }
