@@ -15,6 +15,8 @@ public enum ChannelError: Error, Equatable, Sendable {
   case messageTooLong(UInt64)
   /// The other side does not read: more waits than may.
   case sendQueueFull
+  /// The secondary does not follow this primary: why.
+  case refused(String)
 }
 
 extension ChannelError: CustomStringConvertible {
@@ -29,6 +31,7 @@ extension ChannelError: CustomStringConvertible {
       "the other side speaks version \(version) of the protocol, this one \(Channel.version); run the same build on both"
     case .messageTooLong(let count): "the other side announced a message of \(count) bytes"
     case .sendQueueFull: "the other side does not read what it is sent"
+    case .refused(let why): "the other side refuses: \(why)"
     }
   }
 }
@@ -44,7 +47,7 @@ extension ChannelError: CustomStringConvertible {
 public final class Channel: Sendable {
   public enum Side: UInt8, Sendable { case primary = 1, secondary = 2 }
 
-  public static let version: UInt32 = 1
+  public static let version: UInt32 = 2
   private static let magic = Array("MVMMPAIR".utf8)
   private static let nonceSize = 32
   private static let macSize = SharedKey.codeSize
@@ -67,6 +70,7 @@ public final class Channel: Sendable {
   /// An eventfd: bulk was sent.
   private let room: CInt
   private let sequence = Mutex<UInt64>(0)
+  private let sent = Atomic<UInt64>(0)
   /// Bytes that may wait to be sent; a peer that does not read must not fill our memory.
   public let queueLimit: Int
 
@@ -75,32 +79,44 @@ public final class Channel: Sendable {
   public init(
     descriptor: CInt, side: Side, key: SharedKey, timeout: UInt64 = 2000, queueLimit: Int = 256 << 20
   ) throws(ChannelError) {
+    // What fails here has no deinit.
+    do throws(ChannelError) {
+      (sendKey, receiveKey) = try Self.shakeHands(descriptor, side, key, timeout: timeout)
+    } catch {
+      lx_close(descriptor)
+      throw error
+    }
     self.descriptor = descriptor
     self.queueLimit = queueLimit
     wake = lx_eventfd(0)
     room = lx_eventfd(0)
+  }
+
+  /// The keys of this session: what we send with, and what we receive with.
+  private static func shakeHands(
+    _ descriptor: CInt, _ side: Side, _ key: SharedKey, timeout: UInt64
+  ) throws(ChannelError) -> (SharedKey, SharedKey) {
     let deadline = lx_monotonic_ns() + timeout * 1_000_000
-    var mine = [UInt8](repeating: 0, count: Self.nonceSize)
+    var mine = [UInt8](repeating: 0, count: nonceSize)
     _ = unsafe mine.withUnsafeMutableBytes { unsafe lx_getrandom($0.baseAddress, $0.count) }
-    let greeting = Self.magic + Self.bytes(Self.version) + mine
-    try Self.write(descriptor, greeting)
-    let theirs = try Self.read(descriptor, greeting.count, deadline: deadline)
-    guard Array(theirs[..<8]) == Self.magic else { throw .notAuthentic }
+    let greeting = magic + bytes(Self.version) + mine
+    try write(descriptor, greeting)
+    let theirs = try read(descriptor, greeting.count, deadline: deadline)
+    guard Array(theirs[..<8]) == magic else { throw .notAuthentic }
     let version = (0..<4).reduce(UInt32(0)) { $0 | UInt32(theirs[8 + $1]) << (8 * UInt32($1)) }
     guard version == Self.version else { throw .otherVersion(version) }
     let other = Array(theirs[12...])
     // Both know which side they are, so a proof that is sent back does not fit.
     let peer: Side = side == .primary ? .secondary : .primary
     let label = Array("proof".utf8)
-    try Self.write(descriptor, key.code(label + [side.rawValue], mine + other))
-    let got = try Self.read(descriptor, Self.macSize, deadline: deadline)
+    try write(descriptor, key.code(label + [side.rawValue], mine + other))
+    let got = try read(descriptor, macSize, deadline: deadline)
     guard SharedKey.equal(key.code(label + [peer.rawValue], other + mine)[...], got[...]) else { throw .notAuthentic }
     let salt = side == .primary ? mine + other : other + mine
     func derived(_ from: Side) -> SharedKey {
       key.derived(salt: salt, info: Array("direction".utf8) + [from.rawValue])
     }
-    sendKey = derived(side)
-    receiveKey = derived(peer)
+    return (derived(side), derived(peer))
   }
 
   deinit {
@@ -182,6 +198,16 @@ public final class Channel: Sendable {
   /// Whether everything queued has gone to the kernel.
   public var isDrained: Bool { queue.withLock { $0.urgent.isEmpty && $0.bulk.isEmpty } }
 
+  /// Bytes that have gone to the kernel.
+  public var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
+
+  /// Sends one message, there and then: for a channel on which nothing else is sent.
+  func sendOnly(_ message: Message) throws(ChannelError) {
+    var out: [UInt8] = []
+    seal(message.encoded, number: 0, into: &out)
+    try Self.write(descriptor, out)
+  }
+
   // MARK: The two threads
 
   /// Sends what is queued until the channel ends. The body of the sending thread.
@@ -208,25 +234,32 @@ public final class Channel: Sendable {
       }
       out.removeAll(keepingCapacity: true)
       for message in messages {
-        let length = Self.bytes(UInt32(message.count))
-        out += length
-        out += message
-        out += sendKey.code(Self.bytes(number) + length, message)
+        seal(message, number: number, into: &out)
         number += 1
       }
       do throws(ChannelError) { try Self.write(descriptor, out) } catch {
         close()
         return error
       }
+      sent.wrappingAdd(UInt64(out.count), ordering: .relaxed)
     }
   }
 
+  private func seal(_ message: [UInt8], number: UInt64, into out: inout [UInt8]) {
+    let length = Self.bytes(UInt32(message.count))
+    out += length
+    out += message
+    out += sendKey.code(Self.bytes(number) + length, message)
+  }
+
   /// The next message. For the receiving thread.
-  public func receive() throws(ChannelError) -> [UInt8] {
-    let length = try Self.read(descriptor, 4, deadline: nil)
+  /// - Parameter milliseconds: how long it may take; nil for any time.
+  public func receive(within milliseconds: UInt64? = nil) throws(ChannelError) -> [UInt8] {
+    let deadline = milliseconds.map { lx_monotonic_ns() + $0 * 1_000_000 }
+    let length = try Self.read(descriptor, 4, deadline: deadline)
     let count = (0..<4).reduce(UInt64(0)) { $0 | UInt64(length[$1]) << (8 * UInt64($1)) }
     guard count <= UInt64(Message.limit) else { throw .messageTooLong(count) }
-    let body = try Self.read(descriptor, Int(count) + Self.macSize, deadline: nil)
+    let body = try Self.read(descriptor, Int(count) + Self.macSize, deadline: deadline)
     let message = Array(body[..<Int(count)])
     let number = sequence.withLock { value in
       defer { value += 1 }
