@@ -41,7 +41,9 @@ public final class SecondarySide: PairTraffic {
     case tookOver
     /// It had no whole checkpoint when the primary went: nothing is lost with this side's machine.
     case neverJoined(String)
-    /// The guest has ended, or lives elsewhere.
+    /// The primary's guest has ended: nothing to take over.
+    case guestEnded
+    /// The guest lives elsewhere, or this side's can't live on.
     case gaveUp(String)
   }
 
@@ -117,7 +119,7 @@ public final class SecondarySide: PairTraffic {
     }
     var parts: Parts?
     var why = "the primary is lost"
-    var isLoss = true
+    var (isLoss, guestEnded) = (true, false)
     do {
       let queue = try CheckpointQueue()
       defer { queue.end() }
@@ -125,6 +127,7 @@ public final class SecondarySide: PairTraffic {
     } catch {
       why = "\(error)"
       isLoss = error is ChannelError || error is FollowError
+      if case FollowError.dismissed(guestEnded: true) = error { guestEnded = true }
     }
     // What it holds whole, it loads first.
     loader.withLock { $0.take() }?.join()
@@ -152,7 +155,8 @@ public final class SecondarySide: PairTraffic {
     state.withLock { $0.channel = nil }
     guard change?.to == .takingOver, let parts else {
       parts?.machine.stop()
-      return loaded == 0 && isLoss && broken == nil ? .neverJoined(why) : .gaveUp(why)
+      if loaded == 0, isLoss, broken == nil { return .neverJoined(why) }
+      return guestEnded ? .guestEnded : .gaveUp(why)
     }
     return takeOver(parts)
   }

@@ -171,9 +171,10 @@ extension Integration {
       #expect(wrong.status == 76 && wrong.errors.contains("ask the primary"), "\(wrong.errors)")
     }
 
-    @Test(arguments: [true, false]) func failover_movesTheGuest_andThePrimaryEnds(asksTheSecondary: Bool) throws {
+    @Test(arguments: [true, false], ["colo", "remus"])
+    func failover_movesTheGuest_andThePrimaryEnds(asksTheSecondary: Bool, mode: String) throws {
       let other = try secondary()
-      let guest = try primary(tap: "tap0", ["--control", first])
+      let guest = try primary(tap: "tap0", ["--control", first, "--mode", mode])
       try guest.wait(for: "pair: now primary", timeout: 30)
       try other.wait(for: "pair: now secondary", timeout: 30)
       let client = try space.connect(port: 6379)
@@ -223,6 +224,16 @@ extension Integration {
           try run("ip", ["netns", "exec", space.name, "redis-cli", "-h", Namespace.guest, "get", "n"]).output == "20\n"
         })
       withExtendedLifetime(restored) {}
+    }
+
+    @Test func stop_ofThePrimary_endsTheSecondaryToo() throws {
+      let other = try secondary()
+      let guest = try primary(tap: "tap0", ["--control", first])
+      try other.wait(for: "pair: now secondary", timeout: 30)
+      #expect(try ask("stop", first).status == 0)
+      #expect(try guest.waitForExit() == 0)
+      #expect(try other.waitForExit() == 0)
+      #expect(other.console.contains("the guest has ended") && !other.console.contains("takingOver"))
     }
 
     // MARK: Joining

@@ -16,6 +16,8 @@ final class SecondaryService: EventHandler {
     /// It has taken over; the main thread has not heard of it yet.
     case tookOver(PrimarySide, Session)
     case serving(Session, Controller)
+    /// The primary's guest has ended.
+    case over
     case failed(any Error)
   }
 
@@ -110,6 +112,10 @@ final class SecondaryService: EventHandler {
       made?.session.assembled.shutDown()
       phase.withLock { $0 = .waiting }
       tell("pair: lost a primary before its first checkpoint: \(why); waiting for another at \(address)")
+    case .guestEnded:
+      tell("pair: the guest has ended")
+      phase.withLock { $0 = .over }
+      main.stop()
     case .gaveUp(let why):
       let failure = Failure("the pair ended before this side could take over: \(why)", .protocolError)
       phase.withLock { $0 = .failed(failure) }
@@ -136,7 +142,7 @@ final class SecondaryService: EventHandler {
   /// What the process's end means, after the main loop.
   func end() throws -> ExitCode {
     switch phase.withLock({ $0 }) {
-    case .waiting, .following: return ExitCode(ExitStatus.success.rawValue)
+    case .waiting, .following, .over: return ExitCode(ExitStatus.success.rawValue)
     case .tookOver(_, let session), .serving(let session, _): return try session.end()
     case .failed(let failure): throw failure
     }
