@@ -37,7 +37,7 @@ enum ExitStatus: Int32 {
 }
 
 /// A failure for the user: one line with cause and cure, and an exit code.
-struct Failure: Error {
+struct Failure: Error, CustomStringConvertible {
   let message: String
   let status: ExitStatus
 
@@ -45,4 +45,6 @@ struct Failure: Error {
     self.message = message
     self.status = status
   }
+
+  var description: String { message }
 }

@@ -11,13 +11,16 @@ struct MiniVMMCommand: ParsableCommand {
       EXAMPLES:
         minivmm doctor
         minivmm run --kernel vmlinux --disk root.img --net tap=tap0 --cmdline "console=ttyS0 root=/dev/vda"
+        minivmm pair --kernel vmlinux --net tap=tap0 --secondary-net tap=tap1 --control /run/first.sock
+        minivmm status --control /run/first.sock
       Shell completions: minivmm --generate-completion-script bash > /etc/bash_completion.d/minivmm
 
       """ + ExitStatus.help,
     version: "0.1.0",
     subcommands: [
-      RunCommand.self, PrimaryCommand.self, SecondaryCommand.self, SnapshotCommand.self, RestoreCommand.self,
-      ControlCommand.self, DoctorCommand.self,
+      RunCommand.self, PrimaryCommand.self, SecondaryCommand.self, PairCommand.self, StatusCommand.self,
+      WatchCommand.self, CheckpointCommand.self, FailoverCommand.self, PauseCommand.self, ResumeCommand.self,
+      StopCommand.self, SnapshotCommand.self, RestoreCommand.self, DoctorCommand.self,
     ])
 
   /// Every failure ends here: one line, and the exit code that goes with it.
@@ -51,6 +54,8 @@ extension Failure {
     case let error as AssemblyError: self.init("\(error)", Self.status(error))
     case let error as MachineError: self.init("\(error)", Self.status(error))
     case let error as SeccompError: self.init("\(error)", .unavailable)
+    case let error as NetBackendError: self.init("\(error)", Self.status(.card(error)))
+    case let error as DiskError: self.init("\(error)", Self.status(.disk(error)))
     case let error as HostError: self.init("\(error); is the host out of memory or descriptors?", .osError)
     default: return nil
     }

@@ -236,6 +236,19 @@ int lx_tcp_accept(int fd) {
   return accepted;
 }
 
+int lx_local_port(int fd) {
+  union {
+    struct sockaddr any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+  } address;
+  socklen_t size = sizeof address;
+  if (getsockname(fd, &address.any, &size) < 0) return -errno;
+  return ntohs(address.any.sa_family == AF_INET6 ? address.v6.sin6_port : address.v4.sin_port);
+}
+
+int lx_set_file_mode(int fd, int mode) { return fchmod(fd, (mode_t)mode) < 0 ? -errno : 0; }
+
 int lx_file_mode(int fd) {
   struct stat status;
   return fstat(fd, &status) < 0 ? -errno : (int)(status.st_mode & 07777);

@@ -2,6 +2,7 @@
 #include "CLinux.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
@@ -10,6 +11,7 @@
 #include <link.h>
 #include <pthread.h>
 #include <pwd.h>
+#include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -17,6 +19,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 int lx_gettid(void) { return (int)syscall(SYS_gettid); }
@@ -205,5 +208,49 @@ static int release_object(struct dl_phdr_info *info, size_t size, void *context)
   }
   return 0;
 }
+
+int lx_die_with_parent(int parent) {
+  if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0) return -errno;
+  // It may have died before.
+  return getppid() == parent ? 0 : -ESRCH;
+}
+
+int lx_spawn_self(char *const arguments[], int standard_error, int descriptor) {
+  posix_spawn_file_actions_t actions;
+  posix_spawnattr_t attributes;
+  sigset_t none;
+  sigemptyset(&none);
+  int result = -posix_spawn_file_actions_init(&actions);
+  if (result) return result;
+  result = -posix_spawnattr_init(&attributes);
+  if (result) goto no_attributes;
+  result = -posix_spawnattr_setsigmask(&attributes, &none);
+  if (!result) result = -posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+  if (!result) result = -posix_spawn_file_actions_adddup2(&actions, standard_error, 2);
+  if (!result) result = -posix_spawn_file_actions_adddup2(&actions, descriptor, 3);
+  pid_t process = 0;
+  if (!result) result = -posix_spawn(&process, "/proc/self/exe", &actions, &attributes, arguments, environ);
+  if (!result) result = process;
+  posix_spawnattr_destroy(&attributes);
+no_attributes:
+  posix_spawn_file_actions_destroy(&actions);
+  return result;
+}
+
+int lx_pidfd(int process) {
+  int fd = (int)syscall(SYS_pidfd_open, process, 0);
+  return fd < 0 ? -errno : fd;
+}
+
+int lx_signal_process(int process, int signal) { return kill(process, signal) < 0 ? -errno : 0; }
+
+int lx_exit_code(int process) {
+  int status;
+  pid_t got = waitpid(process, &status, WNOHANG);
+  if (got <= 0) return got < 0 ? -errno : -EAGAIN;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+int lx_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC) < 0 ? -errno : 0; }
 
 void lx_release_program_pages(void) { dl_iterate_phdr(release_object, NULL); }

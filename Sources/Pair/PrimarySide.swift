@@ -6,25 +6,11 @@ public import MiniVMM
 public import Replication
 internal import Synchronization
 
-/// What is worth telling of a pair's life, as counters. Times in nanoseconds.
-public struct PairStatus: Equatable, Sendable {
-  public var role = Role.alone
-  /// The newest epoch that has ended.
-  public var epoch: UInt64 = 0
-  public var received: UInt64 = 0
-  public var checkpoints: [CheckpointCause: UInt64] = [:]
-  /// The guest's pauses, newest last, ``PrimarySide/pausesKept`` of them at the most.
-  public var pauses: [UInt64] = []
-  public var pagesSent: UInt64 = 0
-}
-
 /// The serving side of a pair: takes checkpoints, tells input and disk changes, and lets output out by the rule.
 ///
 /// Threads: the guest's device thread (``PairTraffic``), one for checkpoints, two of the channel. The machine is controlled
 /// by the checkpoint thread from ``protect(_:)`` until the secondary is lost, and by the caller otherwise.
 public final class PrimarySide: PairTraffic {
-  public static let pausesKept = 4096
-
   /// What the engine works on. Made before the machine is, because the machine's devices hold parts of it.
   public struct Options: Sendable {
     public var mode: ReplicationMode
@@ -40,15 +26,20 @@ public final class PrimarySide: PairTraffic {
   }
 
   /// Comparing is serialised here; lock order: a back end's, then this, then the gate's.
-  private struct Comparison: ~Copyable {
+  struct Comparison: ~Copyable {
     var comparator = Comparator()
     /// The checkpoint that the current epoch began with: only what stems from it can be compared.
     var base: UInt64 = 0
   }
 
-  private struct State {
-    var status = PairStatus()
+  struct State {
+    /// The newest epoch that has ended, and the newest whose checkpoint the secondary has.
+    var epoch: UInt64 = 0
+    var received: UInt64 = 0
     var channel: Channel?
+    var isProtecting = false
+    /// The guest has ended: the secondary is to hear of it.
+    var isEnding = false
     /// Before the first cut: what is told of disks belongs to their first copy.
     var isCopying = true
     var wanted: CheckpointCause?
@@ -59,12 +50,14 @@ public final class PrimarySide: PairTraffic {
 
   public let options: Options
   public let gate: OutputGate
-  private let comparison = Mutex(Comparison())
-  private let state = Mutex(State())
-  private let peer = PeerWatch(role: .alone)
+  let comparison = Mutex(Comparison())
+  let state = Mutex(State())
+  let peer = PeerWatch(role: .alone)
+  let meter = PairMeter()
+  public let turn = MachineTurn()
   private let receivingEnded = Atomic(false)
   /// An eventfd: there is something for the checkpoint thread.
-  private let wake: CInt
+  let wake: CInt
 
   public init(_ options: Options, tap: (any FrameBackend)?) throws(HostError) {
     self.options = options
@@ -78,14 +71,6 @@ public final class PrimarySide: PairTraffic {
   }
 
   deinit { lx_close(wake) }
-
-  public var status: PairStatus {
-    state.withLock { state in
-      var status = state.status
-      status.role = peer.role
-      return status
-    }
-  }
 
   /// Serves in `term` from now on: its guest was a secondary's, which has taken over.
   func take(term: UInt64) { peer.take(term: term) }
@@ -114,6 +99,7 @@ public final class PrimarySide: PairTraffic {
         }
       }
     }
+    meter.sentInput(number)
     do throws(ChannelError) { try channel.post(.input(card: 0, number: number, frame: unsafe Array(frame))) } catch {
       channel.abandon()
     }
@@ -170,7 +156,9 @@ public final class PrimarySide: PairTraffic {
       state.channel = channel
       state.isCopying = true
       state.loaded = 0
+      state.isProtecting = true
     }
+    defer { state.withLock { $0.isProtecting = false } }
     peer.begin()
     receivingEnded.store(false, ordering: .releasing)
     peer.change(.secondaryConnected)
@@ -190,8 +178,9 @@ public final class PrimarySide: PairTraffic {
     gate.unprotect()
     backend?.roomMade()
     state.withLock { $0.channel = nil }
+    meter.channelEnded(bytesSent: channel.bytesSent)
     peer.change(.peerLost)
-    machine.resume()
+    turn.borrow(machine) {}
     dismiss(channel, guestEnded: machine.end != nil)
     for thread in [sender, receiver, ticker] { thread?.join() }
     return why
@@ -218,29 +207,33 @@ public final class PrimarySide: PairTraffic {
     var patience = Patience(shortest: options.patience)
     while true {
       let cause = first ? .first : wait(since: last, &patience)
+      if machine.end != nil { return "the guest has ended" }
       guard let cause else { return "the secondary is lost" }
       do {
         if first { try firstCopy(machine, disks, channel, stage) }
-        let began = lx_monotonic_ns()
-        let (saved, _) = try machine.capture(into: stage, dirty: &dirty)
-        let epoch = gate.cut()
-        let given = [backend?.given ?? 0]
-        let mappings = backend?.mappings ?? []
-        if first {
-          backend?.beginForwarding()
-          gate.protect()
+        var began: UInt64 = 0
+        let (saved, epoch, given, mappings) = try turn.borrow(machine) {
+          began = lx_monotonic_ns()
+          let (saved, _) = try machine.capture(into: stage, dirty: &dirty)
+          let epoch = gate.cut()
+          let given = [backend?.given ?? 0]
+          let mappings = backend?.mappings ?? []
+          if first {
+            backend?.beginForwarding()
+            gate.protect()
+          }
+          comparison.withLock { comparison in
+            comparison.comparator.checkpoint()
+            comparison.base = epoch
+          }
+          state.withLock { state in
+            state.epoch = epoch
+            state.isCopying = false
+          }
+          return (saved, epoch, given, mappings)
         }
-        comparison.withLock { comparison in
-          comparison.comparator.checkpoint()
-          comparison.base = epoch
-        }
-        state.withLock { state in
-          state.status.epoch = epoch
-          state.isCopying = false
-        }
-        machine.resume()
         last = lx_monotonic_ns()
-        note(cause, pause: last - began, pages: stage.pages.count)
+        meter.tookCheckpoint(epoch, cause, pause: last - began, pages: stage.pages.count)
         try send(stage, epoch, saved, first ? [0] : given, mappings, channel)
         first = false
         guard awaitReceived(epoch) else { return "the secondary is lost" }
@@ -250,23 +243,17 @@ public final class PrimarySide: PairTraffic {
     }
   }
 
-  private func note(_ cause: CheckpointCause, pause: UInt64, pages: Int) {
-    state.withLock { state in
-      state.status.checkpoints[cause, default: 0] += 1
-      state.status.pagesSent += UInt64(pages)
-      if state.status.pauses.count == Self.pausesKept { state.status.pauses.removeFirst(Self.pausesKept / 2) }
-      state.status.pauses.append(pause)
-    }
-  }
-
   /// Sends RAM while the guest runs, again and again until little is left to do at the first pause, and the disks.
   private func firstCopy(_ machine: Machine, _ disks: [MirroredDisk], _ channel: Channel, _ stage: PageStage) throws {
+    meter.beganCopy(of: disks.reduce(machine.memory.size) { $0 + $1.capacity })
     for (index, disk) in disks.enumerated() {
       disk.mirror { [weak self] change in self?.tell(index, change) }
       var position: UInt64? = 0
       while let at = position {
         channel.waitForRoom(below: 8 << 20)
         position = try disk.tellContents(from: at, limit: 1 << 20)
+        let next = position ?? disk.capacity
+        meter.copied(next - at, of: "disk \(index)", at: next, whole: disk.capacity)
       }
     }
     // Everything once, in pieces; what is changed meanwhile is dirty afterwards.
@@ -275,8 +262,10 @@ public final class PrimarySide: PairTraffic {
     let all = machine.memory.pageCount
     for start in stride(from: 0, to: all, by: 4096) {
       dirty.removeAll()
-      for page in start..<min(start + 4096, all) { dirty.insert(page) }
+      let end = min(start + 4096, all)
+      for page in start..<end { dirty.insert(page) }
       try send(dirty, machine, channel, stage)
+      meter.copied(UInt64(end - start) << 12, of: "RAM", at: UInt64(end), whole: UInt64(all))
     }
     for _ in 0..<8 {
       dirty.removeAll()
@@ -286,14 +275,8 @@ public final class PrimarySide: PairTraffic {
     }
   }
 
-  private func send(_ pages: PageSet, _ machine: Machine, _ channel: Channel, _ stage: PageStage) throws {
-    stage.removeAll()
-    try stage.add(pages, of: machine.memory)
-    try send(stage, 0, channel)
-  }
-
   private func tell(_ index: Int, _ change: DiskChange) {
-    let (channel, epoch) = state.withLock { ($0.channel, $0.isCopying ? 0 : $0.status.epoch + 1) }
+    let (channel, epoch) = state.withLock { ($0.channel, $0.isCopying ? 0 : $0.epoch + 1) }
     guard let channel else { return }
     let message: Message =
       switch change.kind {
@@ -308,30 +291,10 @@ public final class PrimarySide: PairTraffic {
     do throws(ChannelError) { try channel.send(message) } catch { channel.abandon() }
   }
 
-  private func send(_ stage: PageStage, _ epoch: UInt64, _ channel: Channel) throws(ChannelError) {
-    var run: [UInt8] = []
-    for (index, page) in stage.pages.enumerated() {
-      unsafe PageRun.append(UInt64(page), UnsafeRawBufferPointer(stage.contents(index)), to: &run)
-      if (index + 1) % 64 == 0 || index + 1 == stage.pages.count {
-        try channel.sendBulk(.pages(epoch: epoch, run: run))
-        run.removeAll(keepingCapacity: true)
-      }
-    }
-  }
-
-  private func send(
-    _ stage: PageStage, _ epoch: UInt64, _ saved: [UInt8], _ given: [UInt64], _ mappings: [UInt8],
-    _ channel: Channel
-  ) throws(ChannelError) {
-    try send(stage, epoch, channel)
-    try channel.sendBulk(
-      .checkpoint(epoch: epoch, pages: UInt64(stage.pages.count), given: given, mappings: mappings, state: saved))
-  }
-
   /// Until a checkpoint is due: why; nil when the secondary is lost.
   private func wait(since last: UInt64, _ patience: inout Patience) -> CheckpointCause? {
     while true {
-      if peer.isLost { return nil }
+      if peer.isLost || state.withLock({ $0.isEnding }) { return nil }
       let wanted = state.withLock { state in
         defer { state.wanted = nil }
         return state.wanted
@@ -354,7 +317,7 @@ public final class PrimarySide: PairTraffic {
   /// Whether output has waited for the secondary for too long. The time in which the secondary loads a checkpoint does not
   /// count, unless that alone takes too long.
   private func isSilent(_ now: UInt64, since last: UInt64, _ patience: Patience) -> Bool {
-    let (isLoaded, loadedAt) = state.withLock { ($0.loaded >= $0.status.epoch, $0.loadedAt) }
+    let (isLoaded, loadedAt) = state.withLock { ($0.loaded >= $0.epoch, $0.loadedAt) }
     let waited = gate.waiting.oldest
     guard waited > patience.time else { return false }
     return isLoaded ? now - min(loadedAt, now) > patience.time : now - last > 2 * Patience.longest
@@ -362,8 +325,8 @@ public final class PrimarySide: PairTraffic {
 
   private func awaitReceived(_ epoch: UInt64) -> Bool {
     while true {
-      if peer.isLost { return false }
-      if state.withLock({ $0.status.received }) >= epoch { return true }
+      if peer.isLost || state.withLock({ $0.isEnding }) { return false }
+      if state.withLock({ $0.received }) >= epoch { return true }
       HostThread.waitReadable(wake, timeoutMilliseconds: 100)
       _ = lx_eventfd_take(wake)
     }
@@ -376,7 +339,9 @@ public final class PrimarySide: PairTraffic {
     do {
       while true {
         switch try Message(decoding: try channel.receive()) {
-        case .inputAcknowledged(_, let count): gate.inputAcknowledged(count)
+        case .inputAcknowledged(_, let count):
+          meter.inputAcknowledged(count)
+          gate.inputAcknowledged(count)
         case .output(_, let base, let frame):
           guard options.mode == .colo, frame.count > 12 else { continue }
           compare { comparison in
@@ -389,19 +354,25 @@ public final class PrimarySide: PairTraffic {
           }
         case .received(let epoch):
           gate.received(epoch)
-          state.withLock { $0.status.received = max($0.status.received, epoch) }
+          meter.received(epoch)
+          state.withLock { $0.received = max($0.received, epoch) }
           peer.change(.firstCheckpoint)
           lx_eventfd_signal(wake)
-        case .loaded(let epoch, _):
+        case .loaded(let epoch, let nanoseconds):
+          meter.loaded(epoch, nanoseconds: nanoseconds)
           state.withLock { state in
             state.loaded = epoch
             state.loadedAt = lx_monotonic_ns()
           }
+        case .admission: break
         case .heartbeat(let term, _):
           peer.arrived()
-          if peer.change(.laterTerm(term))?.to == .fenced { gate.fence() }
+          if peer.change(.laterTerm(term))?.to == .fenced {
+            gate.fence()
+            throw ChannelError.closed
+          }
         case .farewell: throw ChannelError.closed
-        case .configuration, .input, .disk, .pages, .checkpoint, .started: throw ChannelError.notAuthentic
+        case .configuration, .input, .disk, .pages, .checkpoint, .started, .takeOver: throw ChannelError.notAuthentic
         }
         backend?.roomMade()
       }

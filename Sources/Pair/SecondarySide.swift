@@ -39,17 +39,23 @@ public final class SecondarySide: PairTraffic {
   public enum Ending: Equatable, Sendable {
     /// It serves the clients now.
     case tookOver
-    /// It had no whole checkpoint, or the guest has ended.
+    /// It had no whole checkpoint when the primary went: nothing is lost with this side's machine.
+    case neverJoined(String)
+    /// The primary's guest has ended: nothing to take over.
+    case guestEnded
+    /// The guest lives elsewhere, or this side's can't live on.
     case gaveUp(String)
   }
 
-  private struct State {
+  struct State {
     var mode = ReplicationMode.remus
     var loaded: UInt64 = 0
     /// Why a load failed half-way: this machine can never run again.
     var broken: String?
     var demanded = false
     var unconfirmed = RecentOutput()
+    /// It reads no more of what the primary says, but waits for it to hear that it is replaced.
+    var handsOver = false
     var channel: Channel?
   }
 
@@ -65,8 +71,10 @@ public final class SecondarySide: PairTraffic {
   }
   /// Whether KVM must be made to forget translations after a load (``HostProbe/translationsGoStale()``).
   private let refreshes: Bool
-  private let state = Mutex(State())
-  private let peer = PeerWatch(role: .joining)
+  let state = Mutex(State())
+  let peer = PeerWatch(role: .joining)
+  let meter = PairMeter()
+  public let turn = MachineTurn()
   private let loader = Mutex<HostThread?>(nil)
 
   public init(refreshes: Bool) {
@@ -75,14 +83,6 @@ public final class SecondarySide: PairTraffic {
 
   public var role: Role { peer.role }
   public var loaded: UInt64 { state.withLock { $0.loaded } }
-
-  /// Takes over as soon as it can. From any thread.
-  public func demandFailover() {
-    state.withLock { state in
-      state.demanded = true
-      state.channel?.close()
-    }
-  }
 
   // MARK: PairTraffic, device thread
 
@@ -113,19 +113,29 @@ public final class SecondarySide: PairTraffic {
     peer.begin()
     lx_thread_urgent(1)
     defer { lx_thread_urgent(0) }
+    try? channel.admit()
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
-    let ticker = try? HostThread.start(name: "pair-tick") { [peer] in
-      peer.run(channel) { channel.endReceiving() }
+    let ticker = try? HostThread.start(name: "pair-tick") { [self] in
+      peer.run(channel) { if !state.withLock({ $0.handsOver }) { channel.endReceiving() } }
     }
     var parts: Parts?
     var why = "the primary is lost"
+    var (isLoss, guestEnded) = (true, false)
     do {
       let queue = try CheckpointQueue()
       defer { queue.end() }
       try receive(channel, queue, &parts, make)
-    } catch { why = "\(error)" }
+    } catch {
+      why = "\(error)"
+      isLoss = error is ChannelError || error is FollowError
+      if case FollowError.dismissed(guestEnded: true) = error { guestEnded = true }
+    }
     // What it holds whole, it loads first.
     loader.withLock { $0.take() }?.join()
+    let hasPrimary = state.withLock { state in
+      state.handsOver = state.demanded
+      return state.demanded
+    }
     peer.lose()
     let mayTakeOver = peer.mayTakeOver
     if !mayTakeOver {
@@ -138,6 +148,7 @@ public final class SecondarySide: PairTraffic {
     if let change, change.to == .takingOver {
       try? channel.send(.heartbeat(term: peer.term, sequence: 0))
       for _ in 0..<20 where !channel.isDrained { HostThread.waitReadable(-1, timeoutMilliseconds: 1) }
+      if hasPrimary { awaitEnd(of: channel) }
     }
     channel.close()
     sender?.join()
@@ -145,9 +156,16 @@ public final class SecondarySide: PairTraffic {
     state.withLock { $0.channel = nil }
     guard change?.to == .takingOver, let parts else {
       parts?.machine.stop()
-      return .gaveUp(why)
+      if loaded == 0, isLoss, broken == nil { return .neverJoined(why) }
+      return guestEnded ? .guestEnded : .gaveUp(why)
     }
     return takeOver(parts)
+  }
+
+  /// Until a primary that lives has heard that it is replaced, and closes; not for long.
+  private func awaitEnd(of channel: Channel) {
+    let deadline = lx_monotonic_ns() + 500_000_000
+    while lx_monotonic_ns() < deadline, (try? channel.receive(within: 100)) != nil {}
   }
 
   private func receive(
@@ -165,10 +183,13 @@ public final class SecondarySide: PairTraffic {
     var received: UInt64 = 0
     var owed: UInt64 = 0
     while true {
-      switch try Message(decoding: try channel.receive()) {
+      let message = try Message(decoding: try channel.receive())
+      if state.withLock({ $0.demanded }) { throw FollowError.demanded }
+      switch message {
       case .input(_, let number, let frame):
         guard let backend = made.backend else { throw StateError.invalid("input for a machine without a card") }
         try backend.log.append(number, frame)
+        meter.loggedInput(number)
         owed = number
       case .started(_, let epoch, let frame): made.backend?.primaryStarted(frame, epoch: epoch)
       case .disk(let index, let epoch, let position, let count, let zero, let bytes):
@@ -198,7 +219,8 @@ public final class SecondarySide: PairTraffic {
       case .farewell(let guestEnded):
         peer.change(.peerSaidFarewell)
         throw FollowError.dismissed(guestEnded: guestEnded)
-      case .configuration, .inputAcknowledged, .output, .received, .loaded: throw ChannelError.notAuthentic
+      case .takeOver: if role == .secondary, peer.mayTakeOver { state.withLock { $0.demanded = true } }
+      case .configuration, .inputAcknowledged, .output, .received, .loaded, .admission: throw ChannelError.notAuthentic
       }
       // Once for all input that has come by now.
       if owed > 0, !channel.hasReceived || owed % 64 == 0 {
@@ -237,7 +259,10 @@ public final class SecondarySide: PairTraffic {
       let start = lx_monotonic_ns()
       do {
         try load(parts, checkpoints, last, &dirty)
-        try channel.send(.loaded(epoch: last.epoch, nanoseconds: lx_monotonic_ns() - start))
+        let time = lx_monotonic_ns() - start
+        meter.loaded(last.epoch, nanoseconds: time)
+        meter.rolledBack(pages: dirty.population)
+        try channel.send(.loaded(epoch: last.epoch, nanoseconds: time))
       } catch let error as ChannelError {
         // The receiving thread meets it as well; what is whole is loaded all the same.
         _ = error
@@ -276,9 +301,11 @@ public final class SecondarySide: PairTraffic {
 
   private enum FollowError: Error, CustomStringConvertible {
     case dismissed(guestEnded: Bool)
+    case demanded
 
     var description: String {
       switch self {
+      case .demanded: "this side was asked to take over"
       case .dismissed(true): "the guest has ended"
       case .dismissed(false): "the primary took this side for dead and goes on alone; start it again"
       }
@@ -301,7 +328,9 @@ public final class SecondarySide: PairTraffic {
     parts.backend?.serve(parts.successor)
     if let tap = parts.tap {
       TapOutput.announce(parts.mac, on: tap)
-      for frame in state.withLock({ $0.unconfirmed.take(now: lx_monotonic_ns()) }) { _ = TapOutput.send(frame, to: tap) }
+      for frame in state.withLock({ $0.unconfirmed.take(now: lx_monotonic_ns()) }) {
+        _ = TapOutput.send(frame, to: tap)
+      }
     }
     peer.change(.takeoverDone)
     do {

@@ -90,6 +90,18 @@ extension Integration {
         name: "restore of a text file",
         arguments: ["restore", file("text.snapshot", [UInt8](repeating: 65, count: 4096))],
         status: 65, says: ["not a minivmm snapshot"]),
+      Case(
+        name: "status of nothing", arguments: ["status", "--control", "/nonexistent/c"], status: 76,
+        says: ["/nonexistent/c", "--control"]),
+      Case(
+        name: "watch without end or sense", arguments: ["watch", "--control", "/nonexistent/c", "--count", "0"],
+        status: 64, says: ["--count 0"]),
+      Case(
+        name: "pair with one card", arguments: ["pair", "--kernel", "x", "--net", "tap=tap0"], status: 64,
+        says: ["--secondary-net"]),
+      Case(
+        name: "pair with one disk", arguments: ["pair", "--kernel", "x", "--disk", "x"], status: 64,
+        says: ["--secondary-disk"]),
       Case(name: "restore of nothing", arguments: ["restore", "/nonexistent/s"], status: 66, says: ["/nonexistent/s"]),
     ]
 
@@ -141,7 +153,14 @@ extension Integration {
 
     @Test func help_namesEveryCommand() throws {
       let outcome = try run(Environment.minivmm, ["--help"])
-      for command in ["run", "snapshot", "restore", "control", "doctor"] { #expect(outcome.output.contains(command)) }
+      let commands = [
+        "run", "primary", "secondary", "pair", "status", "watch", "checkpoint", "failover", "pause", "resume", "stop",
+        "snapshot", "restore", "doctor",
+      ]
+      for command in commands {
+        #expect(outcome.output.contains("\n  \(command) "))
+        #expect(try run(Environment.minivmm, ["help", command]).output.contains("EXAMPLES:"), "\(command)")
+      }
     }
   }
 }

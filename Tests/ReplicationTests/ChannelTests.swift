@@ -10,8 +10,9 @@ import Testing
     .configuration([1, 2, 3]), .input(card: 0, number: 7, frame: [9]), .inputAcknowledged(card: 1, count: 1 << 40),
     .output(card: 0, base: 3, frame: []), .disk(index: 1, epoch: 2, position: 512, count: 0, zero: 0, bytes: [1, 2]),
     .pages(epoch: 5, run: [UInt8](repeating: 3, count: 100)),
-    .checkpoint(epoch: 6, pages: 12, given: [4, 5], mappings: [2], state: [1]), .received(epoch: 6), .loaded(epoch: 6, nanoseconds: 9),
-    .heartbeat(term: 1, sequence: 2), .farewell(guestEnded: true),
+    .checkpoint(epoch: 6, pages: 12, given: [4, 5], mappings: [2], state: [1]), .received(epoch: 6),
+    .loaded(epoch: 6, nanoseconds: 9),
+    .heartbeat(term: 1, sequence: 2), .farewell(guestEnded: true), .admission(refusal: "busy"), .takeOver,
   ]
 
   @Test(arguments: all) func roundTrip(message: Message) throws {
@@ -161,6 +162,20 @@ import Testing
       try Channel(descriptor: e, side: .primary, key: Self.key, timeout: 200)
     }
     for descriptor in [b, d, f] { close(descriptor) }
+  }
+
+  @Test func refusedPrimary_hearsWhy_andAnAdmittedOneGoesOn() throws {
+    let (a, b) = connect()
+    let (primary, secondary) = (try #require(a), try #require(b))
+    secondary.refuse("busy")
+    #expect(throws: ChannelError.refused("busy")) { try primary.awaitAdmission(within: 1000) }
+    let (c, d) = connect()
+    let (next, other) = (try #require(c), try #require(d))
+    #expect(throws: ChannelError.timedOut) { try next.awaitAdmission(within: 50) }
+    try other.admit()
+    sendQueued(other)
+    try next.awaitAdmission(within: 1000)
+    #expect(other.bytesSent > 0)
   }
 
   @Test func fullQueue_isTold() throws {

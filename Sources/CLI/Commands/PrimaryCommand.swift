@@ -34,7 +34,10 @@ struct PrimaryCommand: ParsableCommand {
   @Option(help: ArgumentHelp("Longest time between checkpoints.", valueName: "time"))
   var epochMax = Duration(argument: "100ms")!
 
+  @OptionGroup var child: ChildOptions
+
   func run() throws {
+    try child.apply()
     let key = try PairKey.read(key)
     var settings = try guest.settings()
     guard settings.description.cards.count <= 1 else {
@@ -65,7 +68,10 @@ struct PrimaryCommand: ParsableCommand {
       cpus: settings.description.cpus, memory: settings.description.memory, mode: mode, mac: mac,
       disks: disks.map(\.capacity))
     let session = try guest.session(settings)
-    let code = try session.run {
+    side.tellProgress { tell("pair: \($0)") }
+    // A guest that has ended is not to be taken over.
+    defer { side.finish() }
+    let code = try session.run(pair: side) {
       let machine = session.assembled.machine
       let (backend, disks, replicate) = (backend, disks, replicate)
       _ = try HostThread.start(name: "pair") {
@@ -86,6 +92,7 @@ struct PrimaryCommand: ParsableCommand {
       if descriptor >= 0 {
         do throws(ChannelError) {
           let channel = try Channel(descriptor: descriptor, side: .primary, key: key)
+          try channel.awaitAdmission()
           tell("pair: a secondary is at \(address)")
           side.onRole = { tell("pair: now \($0.rawValue)") }
           let why = side.protect(machine, backend: backend, disks: disks, channel: channel, description: description)

@@ -4,20 +4,26 @@ import Devices
 import FoundationEssentials
 import Glibc
 import MiniVMM
+import Pair
 
 /// One machine from the command line's point of view: console, signals, control socket, and what its end means.
-/// The thread that makes it controls the machine until the end.
+/// The main thread controls the machine until the end.
 final class Session: Sendable {
   let assembled: AssembledMachine
   private let settings: MachineSettings
-  private let loop: EventLoop
+  private let main: MainLoop
+  /// Nil where the guest has no console.
+  private let sink: SwitchedSink?
 
   /// Opens everything; nothing runs yet.
-  init(_ settings: MachineSettings) throws {
+  /// - Parameters:
+  ///   - main: the process's, if there is one already.
+  ///   - isMuted: console output is thrown away until ``attach()``.
+  init(_ settings: MachineSettings, main: MainLoop? = nil, isMuted: Bool = false) throws {
     var description = settings.description
     switch settings.console {
-    case .none: break
-    case .stdio: description.console = DescriptorSink(1)
+    case .none: sink = nil
+    case .stdio: sink = SwitchedSink(DescriptorSink(1), isOn: !isMuted)
     case .file(let path):
       let file = unsafe lx_open(path, O_WRONLY | O_CREAT | O_TRUNC, 0o600)
       guard file >= 0 else {
@@ -25,18 +31,12 @@ final class Session: Sendable {
           "cannot write console file \(path): \(unsafe String(cString: lx_strerror(-file))); choose another path",
           .cannotCreate)
       }
-      description.console = DescriptorSink(file)
+      sink = SwitchedSink(DescriptorSink(file), isOn: !isMuted)
     }
+    description.console = sink
     self.settings = settings
-    loop = try EventLoop()
-    lx_ignore_write_signals()
-    // Before any thread starts, so that all inherit the mask.
-    let signals = lx_termination_descriptor()
-    guard signals >= 0 else { throw HostError(operation: "signalfd", errno: -signals) }
+    self.main = try main ?? MainLoop()
     assembled = try AssembledMachine(description, kvm: KVMSystem())
-    let ending = LoopEnd(loop)
-    _ = try loop.register(signals, events: EPOLLIN.rawValue, handler: ending, tag: 0)
-    _ = try loop.register(assembled.machine.endDescriptor, events: EPOLLIN.rawValue, handler: ending, tag: 1)
   }
 
   func boot(_ source: BootSource, kernelPath: String) throws {
@@ -48,27 +48,50 @@ final class Session: Sendable {
 
   /// Runs the machine to its end; what that end means for the process.
   /// - Parameters:
-  ///   - isStarted: it runs already: a secondary's that has taken over.
+  ///   - pair: the guest's side of a pair, if it is one of a pair.
   ///   - started: called once it runs.
-  func run(isStarted: Bool = false, started: () throws -> Void = {}) throws -> ExitCode {
-    var server: ControlServer?
-    if let path = settings.control {
-      let controller = Controller(assembled, stop: { [loop] in loop.stop() })
-      server = try ControlServer(path: path, loop: loop) { controller.answer($0, descriptor: $1) }
+  func run(pair: (any PairSide)? = nil, started: () throws -> Void = {}) throws -> ExitCode {
+    let controller = controller(pair)
+    let server = try settings.control.map { path in
+      try ControlServer(path: path, loop: main.events) { controller.answer($0, descriptor: $1) }
     }
     defer { server?.close() }
-    if settings.console == .stdio {
-      _ = try ConsoleInput(serial: assembled.serial, loop: loop, onEscape: { [loop] in loop.stop() })
+    try attach {
+      try assembled.machine.start()
+      try started()
     }
-    if let user = settings.user { try dropPrivileges(to: user) }
-    if !isStarted { try assembled.machine.start() }
-    try started()
+    main.run()
+    return try end(pair?.turn)
+  }
+
+  /// Answers for this machine. Main thread.
+  func controller(_ pair: (any PairSide)?) -> Controller {
+    Controller(assembled, pair: pair, stop: { [main] in main.stop() })
+  }
+
+  /// Gives the machine the console and the process's care, and the main thread its filter.
+  /// - Parameter start: lets the machine run, where it does not yet.
+  func attach(start: () throws -> Void = {}) throws {
+    try main.end(on: assembled.machine.endDescriptor)
+    sink?.turnOn()
+    if settings.console == .stdio {
+      _ = try ConsoleInput(serial: assembled.serial, loop: main.events, onEscape: { [main] in main.stop() })
+    }
+    if let user = settings.user {
+      try Self.dropPrivileges(to: user)
+      try ChildOptions.keep()
+    }
+    try start()
     // What only the start needed goes back to the host once the threads have got to their loops.
     HostThread.waitReadable(assembled.machine.endDescriptor, timeoutMilliseconds: 20)
     lx_release_program_pages()
     try assembled.filters.load(.control)
-    loop.run()
-    assembled.shutDown()
+  }
+
+  /// Ends the machine, if it has not ended by itself; what its end means.
+  /// - Parameter turn: whoever else pauses the machine waits for it.
+  func end(_ turn: MachineTurn? = nil) throws -> ExitCode {
+    turn?.withTurn { assembled.shutDown() } ?? assembled.shutDown()
     assembled.serial.finish()
     lx_terminal_restore()
     let end = assembled.machine.end ?? .stopped
@@ -81,7 +104,7 @@ final class Session: Sendable {
     }
   }
 
-  private func dropPrivileges(to user: String) throws {
+  private static func dropPrivileges(to user: String) throws {
     let result = unsafe lx_drop_privileges(user)
     guard result < 0 else { return }
     if result == -ENOENT {
@@ -90,12 +113,5 @@ final class Session: Sendable {
     throw Failure(
       "cannot become user \(user): \(unsafe String(cString: lx_strerror(-result))); start as root or leave out --user",
       .noPermission)
-  }
-
-  /// Ends the control loop on a signal or at the machine's end.
-  private final class LoopEnd: EventHandler {
-    private let loop: EventLoop
-    init(_ loop: EventLoop) { self.loop = loop }
-    func ready(tag: UInt32, events: UInt32) { loop.stop() }
   }
 }

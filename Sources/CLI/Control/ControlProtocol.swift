@@ -1,9 +1,10 @@
 import FoundationEssentials
+import Pair
 
 /// The control socket's language: one JSON object a line each way, a reply for every request, in order.
 struct ControlRequest: Codable, Equatable {
   enum Command: String, Codable, CaseIterable {
-    case status, pause, resume, snapshot, stop
+    case status, pause, resume, snapshot, stop, checkpoint, failover
   }
 
   var command: Command
@@ -15,7 +16,7 @@ struct ControlReply: Codable, Equatable {
   var ok: Bool
   /// Cause and cure when `ok` is false.
   var error: String?
-  /// `running` or `paused`.
+  /// `running` or `paused`; of a secondary `waiting` or `following`.
   var state: String?
   var cpus: Int?
   var memoryBytes: UInt64?
@@ -24,6 +25,10 @@ struct ControlReply: Codable, Equatable {
   /// Size of the snapshot written.
   var snapshotBytes: UInt64?
   var devices: [DeviceStatus]?
+  /// The checkpoint that `checkpoint` has taken.
+  var epoch: UInt64?
+  /// Of a guest that is one of a pair.
+  var pair: PairStatus?
 
   struct DeviceStatus: Codable, Equatable {
     var name: String

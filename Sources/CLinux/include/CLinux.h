@@ -102,8 +102,11 @@ int lx_accept(int fd);
 int lx_tcp_connect(const char *address);
 int lx_tcp_listen(const char *address);
 int lx_tcp_accept(int fd);
+/// The port a socket is bound to, or -errno.
+int lx_local_port(int fd);
 // Permission bits of an open file.
 int lx_file_mode(int fd);
+int lx_set_file_mode(int fd, int mode);
 /// recvmsg of bytes and at most one descriptor (SCM_RIGHTS); *received_fd is -1 when there was none.
 ssize_t lx_receive_fd(int fd, void *buffer, size_t count, int *received_fd);
 ssize_t lx_send_fd(int fd, const void *buffer, size_t count, int sent_fd);
@@ -141,6 +144,19 @@ void lx_terminal_restore(void);
 /// Drops to `user` (name or numeric uid) and its group, all capabilities gone; -errno, or -ENOENT for an unknown user.
 int lx_drop_privileges(const char *user);
 int lx_no_new_privileges(void);
+/// Kills this process when `parent`, its parent, ends; -ESRCH when it has ended. To be asked for again after a change of
+/// user.
+int lx_die_with_parent(int parent);
+/// Starts this program once more, without blocked signals, with other standard error and with `descriptor` as 3. Returns
+/// the process's number.
+int lx_spawn_self(char *const arguments[], int standard_error, int descriptor);
+/// A descriptor that is readable once the process has ended.
+int lx_pidfd(int process);
+int lx_signal_process(int process, int signal);
+/// The exit code of a child, 128 + signal for one that was killed; -EAGAIN while it runs.
+int lx_exit_code(int process);
+/// A pipe's ends: to read, to write. Close-on-exec.
+int lx_pipe(int ends[2]);
 /// A SIGSYS handler that writes one line naming the thread and the system call that a seccomp filter denied, and ends the
 /// process with `exit_code`. Async-signal-safe.
 int lx_install_sigsys_handler(int exit_code);

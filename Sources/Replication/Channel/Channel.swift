@@ -15,6 +15,8 @@ public enum ChannelError: Error, Equatable, Sendable {
   case messageTooLong(UInt64)
   /// The other side does not read: more waits than may.
   case sendQueueFull
+  /// The secondary does not follow this primary: why.
+  case refused(String)
 }
 
 extension ChannelError: CustomStringConvertible {
@@ -29,6 +31,7 @@ extension ChannelError: CustomStringConvertible {
       "the other side speaks version \(version) of the protocol, this one \(Channel.version); run the same build on both"
     case .messageTooLong(let count): "the other side announced a message of \(count) bytes"
     case .sendQueueFull: "the other side does not read what it is sent"
+    case .refused(let why): "the other side refuses: \(why)"
     }
   }
 }
@@ -119,6 +122,7 @@ public final class Channel: Sendable {
   private let room: CInt
   private let wire = Mutex(Wire())
   private let reader = Mutex(Reader())
+  private let sent = Atomic<UInt64>(0)
   /// Bytes that may wait to be sent; a peer that does not read must not fill our memory.
   public let queueLimit: Int
 
@@ -127,32 +131,44 @@ public final class Channel: Sendable {
   public init(
     descriptor: CInt, side: Side, key: SharedKey, timeout: UInt64 = 2000, queueLimit: Int = 256 << 20
   ) throws(ChannelError) {
+    // What fails here has no deinit.
+    do throws(ChannelError) {
+      (sendKey, receiveKey) = try Self.shakeHands(descriptor, side, key, timeout: timeout)
+    } catch {
+      lx_close(descriptor)
+      throw error
+    }
     self.descriptor = descriptor
     self.queueLimit = queueLimit
     wake = lx_eventfd(0)
     room = lx_eventfd(0)
+  }
+
+  /// The keys of this session: what we send with, and what we receive with.
+  private static func shakeHands(
+    _ descriptor: CInt, _ side: Side, _ key: SharedKey, timeout: UInt64
+  ) throws(ChannelError) -> (SharedKey, SharedKey) {
     let deadline = lx_monotonic_ns() + timeout * 1_000_000
-    var mine = [UInt8](repeating: 0, count: Self.nonceSize)
+    var mine = [UInt8](repeating: 0, count: nonceSize)
     _ = unsafe mine.withUnsafeMutableBytes { unsafe lx_getrandom($0.baseAddress, $0.count) }
-    let greeting = Self.magic + Self.bytes(Self.version) + mine
-    try Self.write(descriptor, greeting)
-    let theirs = try Self.read(descriptor, greeting.count, deadline: deadline)
-    guard Array(theirs[..<8]) == Self.magic else { throw .notAuthentic }
+    let greeting = magic + bytes(Self.version) + mine
+    try write(descriptor, greeting)
+    let theirs = try read(descriptor, greeting.count, deadline: deadline)
+    guard Array(theirs[..<8]) == magic else { throw .notAuthentic }
     let version = (0..<4).reduce(UInt32(0)) { $0 | UInt32(theirs[8 + $1]) << (8 * UInt32($1)) }
     guard version == Self.version else { throw .otherVersion(version) }
     let other = Array(theirs[12...])
     // Both know which side they are, so a proof that is sent back does not fit.
     let peer: Side = side == .primary ? .secondary : .primary
     let label = Array("proof".utf8)
-    try Self.write(descriptor, key.code(label + [side.rawValue], mine + other))
-    let got = try Self.read(descriptor, Self.macSize, deadline: deadline)
+    try write(descriptor, key.code(label + [side.rawValue], mine + other))
+    let got = try read(descriptor, macSize, deadline: deadline)
     guard SharedKey.equal(key.code(label + [peer.rawValue], other + mine)[...], got[...]) else { throw .notAuthentic }
     let salt = side == .primary ? mine + other : other + mine
     func derived(_ from: Side) -> SharedKey {
       key.derived(salt: salt, info: Array("direction".utf8) + [from.rawValue])
     }
-    sendKey = derived(side)
-    receiveKey = derived(peer)
+    return (derived(side), derived(peer))
   }
 
   deinit {
@@ -246,6 +262,15 @@ public final class Channel: Sendable {
     }
   }
 
+  /// Bytes that have gone to the kernel.
+  public var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
+
+  /// Sends one message, there and then: for a channel that ends with it.
+  func sendOnly(_ message: Message) throws(ChannelError) {
+    try send(message)
+    endSending(within: 100)
+  }
+
   // MARK: The two threads
 
   /// Sends what is queued until the channel ends. The body of the sending thread.
@@ -286,6 +311,7 @@ public final class Channel: Sendable {
           return true
         }
         wire.sent += result
+        sent.wrappingAdd(UInt64(result), ordering: .relaxed)
       }
       guard wire.failure == nil else { return true }
       let next = queue.withLock { queue in
@@ -302,11 +328,13 @@ public final class Channel: Sendable {
   }
 
   /// The next message. For the receiving thread.
-  public func receive() throws(ChannelError) -> [UInt8] {
+  /// - Parameter milliseconds: how long it may take; nil for any time.
+  public func receive(within milliseconds: UInt64? = nil) throws(ChannelError) -> [UInt8] {
+    let deadline = milliseconds.map { lx_monotonic_ns() + $0 * 1_000_000 }
     var failure: ChannelError?
     let message: [UInt8] = reader.withLock { reader in
       do throws(ChannelError) {
-        while reader.messages.isEmpty { try nextRecord(&reader) }
+        while reader.messages.isEmpty { try nextRecord(&reader, deadline) }
         let count = Self.number(reader.bytes, at: reader.messages.lowerBound)
         let body = reader.messages.lowerBound + 4..<reader.messages.lowerBound + 4 + count
         reader.messages = body.upperBound..<reader.messages.upperBound
@@ -324,11 +352,11 @@ public final class Channel: Sendable {
   public var hasReceived: Bool { reader.withLock { !$0.messages.isEmpty } }
 
   /// Waits for a record, verifies it and finds its messages' limits.
-  private func nextRecord(_ reader: inout Reader) throws(ChannelError) {
-    try fill(&reader, 4)
+  private func nextRecord(_ reader: inout Reader, _ deadline: UInt64?) throws(ChannelError) {
+    try fill(&reader, 4, deadline)
     let count = Self.number(reader.bytes, at: reader.start)
     guard count <= Self.recordLimit else { throw .messageTooLong(UInt64(count)) }
-    try fill(&reader, 4 + count + Self.macSize)
+    try fill(&reader, 4 + count + Self.macSize, deadline)
     let body = reader.start + 4..<reader.start + 4 + count
     let number = reader.number
     let start = reader.start
@@ -351,7 +379,7 @@ public final class Channel: Sendable {
   }
 
   /// Receives until so many bytes lie behind ``Reader/start``.
-  private func fill(_ reader: inout Reader, _ count: Int) throws(ChannelError) {
+  private func fill(_ reader: inout Reader, _ count: Int, _ deadline: UInt64?) throws(ChannelError) {
     if reader.start == reader.end { (reader.start, reader.end) = (0, 0) }
     if reader.start + max(count, Self.readSize) > reader.bytes.count {
       reader.bytes.replaceSubrange(0..<reader.start, with: [])
@@ -369,7 +397,13 @@ public final class Channel: Sendable {
       }
       if result == -Int(EINTR) { continue }
       if result == -Int(EAGAIN) {
-        HostWait.readable(descriptor)
+        var patience: CInt = -1
+        if let deadline {
+          let now = lx_monotonic_ns()
+          guard now < deadline else { throw .timedOut }
+          patience = CInt((deadline - now) / 1_000_000) + 1
+        }
+        HostWait.readable(descriptor, timeout: patience)
         continue
       }
       guard result > 0 else {

@@ -30,6 +30,10 @@ public enum Message: Equatable, Sendable {
   case farewell(guestEnded: Bool)
   /// Primary: its guest has begun a connection in `epoch`, by this SYN frame with its virtio-net header.
   case started(card: UInt8, epoch: UInt64, frame: [UInt8])
+  /// Secondary: it follows this primary, or (with a reason) it does not. The first message.
+  case admission(refusal: String)
+  /// Primary: somebody wants the secondary to take over now.
+  case takeOver
 }
 
 extension Message {
@@ -50,6 +54,8 @@ extension Message {
     case .heartbeat: 10
     case .farewell: 11
     case .started: 12
+    case .admission: 13
+    case .takeOver: 14
     }
   }
 
@@ -91,6 +97,8 @@ extension Message {
       out.put(term)
       out.put(sequence)
     case .farewell(let guestEnded): out.put(guestEnded)
+    case .admission(let refusal): out.put(Array(refusal.utf8))
+    case .takeOver: break
     }
     return out.bytes
   }
@@ -120,6 +128,8 @@ extension Message {
     case 10: self = .heartbeat(term: try reader.get(), sequence: try reader.get())
     case 11: self = .farewell(guestEnded: try reader.get(Bool.self))
     case 12: self = .started(card: try reader.get(), epoch: try reader.get(), frame: try reader.get())
+    case 13: self = .admission(refusal: String(decoding: try reader.get([UInt8].self), as: UTF8.self))
+    case 14: self = .takeOver
     default: throw .invalid("a message of kind \(kind)")
     }
     guard reader.remaining == 0 else { throw .invalid("\(reader.remaining) bytes behind a message of kind \(kind)") }

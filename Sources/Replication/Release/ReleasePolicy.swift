@@ -1,5 +1,5 @@
 /// How a pair decides what may leave the primary. One policy function, so that modes can be compared fairly.
-public enum ReplicationMode: String, Sendable, CaseIterable {
+public enum ReplicationMode: String, Codable, Sendable, CaseIterable {
   /// Everything leaves at once: unprotected.
   case none
   /// Output waits for the checkpoint that ends its epoch.

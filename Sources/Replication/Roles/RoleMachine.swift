@@ -1,5 +1,5 @@
 /// What one side of a pair is at the moment.
-public enum Role: String, Sendable, CaseIterable {
+public enum Role: String, Codable, Sendable, CaseIterable {
   /// Runs the guest and has a secondary that is not yet in step: unprotected.
   case syncing
   /// Runs the guest for the clients; a secondary could take over.

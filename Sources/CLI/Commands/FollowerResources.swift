@@ -1,0 +1,72 @@
+import ArgumentParser
+import CLinux
+import Devices
+import MiniVMM
+import Pair
+import Replication
+
+/// What a secondary has of its own, whichever primary comes: its tap and disks, opened once.
+struct FollowerResources: Sendable {
+  /// Whether KVM must be made to forget translations after a load.
+  let refreshes: Bool
+  private var tap: TapBackend?
+  private var disks: [DiskFile] = []
+
+  init(_ settings: MachineSettings) throws {
+    guard settings.description.cards.count <= 1 else {
+      throw ValidationError("a protected guest has one network card at the most")
+    }
+    if let card = settings.description.cards.first {
+      guard case .tap(let name) = card.host else { throw ValidationError("a protected guest's card is on a tap") }
+      tap = try TapBackend(name: name)
+    }
+    for disk in settings.description.disks { disks.append(try DiskFile(path: disk.path, readOnly: disk.readOnly)) }
+    refreshes = HostProbe.translationsGoStale()
+  }
+
+  /// Settings for the machine that a primary describes, and the parts that go with it.
+  func machine(
+    _ settings: MachineSettings, _ description: PairDescription, _ side: SecondarySide
+  ) throws -> (MachineSettings, (Machine) -> SecondarySide.Parts) {
+    var settings = settings
+    guard description.disks.count == disks.count else {
+      throw Failure(
+        "the primary has \(description.disks.count) disks, this side \(disks.count); give as many", .badData)
+    }
+    guard description.mac.isEmpty == (tap == nil) else {
+      throw Failure("one side has a network card and the other has none; give both one", .badData)
+    }
+    settings.description.cpus = description.cpus
+    settings.description.memory = description.memory
+    settings.description.rollsBack = true
+    settings.description.dirtyTracking = .bitmap
+    let successor = try PrimarySide(PrimarySide.Options(mode: description.mode), tap: tap)
+    var backend: PairBackend?
+    if let tap {
+      let made = try PairBackend(tap: tap, side: .following, gate: successor.gate, log: InputLog(), traffic: side)
+      settings.description.cards[0].host = .custom(made)
+      settings.description.cards[0].mac = description.mac
+      backend = made
+    }
+    var followers: [FollowerDisk] = []
+    for (index, file) in disks.enumerated() {
+      guard file.capacity == description.disks[index] else {
+        let path = settings.description.disks[index].path
+        throw Failure(
+          "disk \(path) has \(file.capacity) bytes, the primary's \(description.disks[index]); "
+            + "run: truncate -s \(description.disks[index]) \(path)", .badData)
+      }
+      let follower = try FollowerDisk(file)
+      settings.description.disks[index].opened = follower
+      followers.append(follower)
+    }
+    let (made, opened) = (backend, followers)
+    return (
+      settings,
+      { machine in
+        SecondarySide.Parts(
+          machine: machine, backend: made, disks: opened, mac: description.mac, tap: tap, successor: successor)
+      }
+    )
+  }
+}

@@ -1,0 +1,179 @@
+import ArgumentParser
+import CLinux
+import Devices
+import Glibc
+import MiniVMM
+import Pair
+import Replication
+import Synchronization
+
+/// A secondary from its start to its end: one thread takes connections, one follows a primary, and the main thread answers
+/// the control socket throughout and has the machine after a takeover.
+final class SecondaryService: EventHandler {
+  private enum Phase {
+    case waiting
+    case following(SecondarySide)
+    /// It has taken over; the main thread has not heard of it yet.
+    case tookOver(PrimarySide, Session)
+    case serving(Session, Controller)
+    /// The primary's guest has ended.
+    case over
+    case failed(any Error)
+  }
+
+  private let main: MainLoop
+  private let settings: MachineSettings
+  private let resources: FollowerResources
+  private let listener: CInt
+  private let address: String
+  private let key: SharedKey
+  /// An eventfd: a takeover is done.
+  private let turned: CInt
+  private let phase = Mutex(Phase.waiting)
+
+  init(
+    _ main: MainLoop, _ settings: MachineSettings, _ resources: FollowerResources, listener: CInt, address: String,
+    key: SharedKey
+  ) throws {
+    self.main = main
+    self.settings = settings
+    self.resources = resources
+    self.listener = listener
+    self.address = address
+    self.key = key
+    turned = lx_eventfd(0)
+    guard turned >= 0 else { throw HostError(operation: "eventfd", errno: -turned) }
+    _ = try main.events.register(turned, events: EPOLLIN.rawValue, handler: self, tag: 0)
+  }
+
+  func start() throws {
+    tell("pair: waiting for a primary at \(address)")
+    _ = try HostThread.start(name: "pair-listen") { [self] in listen() }
+  }
+
+  // MARK: Connections
+
+  private func listen() {
+    var told = ""
+    func say(_ line: String) {
+      // Whoever is refused tries again, several times a second.
+      if told != line { tell(line) }
+      told = line
+    }
+    while true {
+      let descriptor = lx_tcp_accept(listener)
+      if descriptor == -EINVAL { return }
+      guard descriptor >= 0 else { continue }
+      do throws(ChannelError) {
+        let channel = try Channel(descriptor: descriptor, side: .secondary, key: key)
+        guard let side = free() else {
+          say("pair: refused another primary")
+          channel.refuse("it follows another primary; stop that one, or give this one a secondary of its own")
+          continue
+        }
+        told = ""
+        let follower = try? HostThread.start(name: "pair-follow") { [self] in follow(channel, side) }
+        if follower == nil { phase.withLock { $0 = .waiting } }
+      } catch { say("pair: refused a connection: \(error)") }
+    }
+  }
+
+  /// A side for a new primary, when there is none to follow.
+  private func free() -> SecondarySide? {
+    phase.withLock { phase in
+      guard case .waiting = phase else { return nil }
+      let side = SecondarySide(refreshes: resources.refreshes)
+      side.onRole = { tell("pair: now \($0.rawValue)") }
+      phase = .following(side)
+      return side
+    }
+  }
+
+  private func follow(_ channel: Channel, _ side: SecondarySide) {
+    let kept = Mutex<(session: Session, successor: PrimarySide)?>(nil)
+    let ending = side.follow(channel) { bytes in
+      let description = try PairDescription(decoding: bytes)
+      side.mode = description.mode
+      let (settings, parts) = try resources.machine(settings, description, side)
+      let session = try Session(settings, main: main, isMuted: true)
+      let made = parts(session.assembled.machine)
+      kept.withLock { $0 = (session, made.successor) }
+      return made
+    }
+    let made = kept.withLock { $0.take() }
+    switch ending {
+    case .tookOver:
+      guard let made else { return }
+      phase.withLock { $0 = .tookOver(made.successor, made.session) }
+      // Whoever looks for a secondary here finds nobody.
+      _ = shutdown(listener, CInt(SHUT_RDWR))
+      lx_eventfd_signal(turned)
+    case .neverJoined(let why):
+      made?.session.assembled.shutDown()
+      phase.withLock { $0 = .waiting }
+      tell("pair: lost a primary before its first checkpoint: \(why); waiting for another at \(address)")
+    case .guestEnded:
+      tell("pair: the guest has ended")
+      phase.withLock { $0 = .over }
+      main.stop()
+    case .gaveUp(let why):
+      let failure = Failure("the pair ended before this side could take over: \(why)", .protocolError)
+      phase.withLock { $0 = .failed(failure) }
+      main.stop()
+    }
+  }
+
+  // MARK: Main thread
+
+  /// The machine is ours now.
+  func ready(tag: UInt32, events: UInt32) {
+    _ = lx_eventfd_take(turned)
+    let taken = phase.withLock { phase -> Session? in
+      guard case .tookOver(let successor, let session) = phase else { return nil }
+      phase = .serving(session, session.controller(successor))
+      return session
+    }
+    do { try taken?.attach() } catch {
+      phase.withLock { $0 = .failed(error) }
+      main.stop()
+    }
+  }
+
+  /// What the process's end means, after the main loop.
+  func end() throws -> ExitCode {
+    switch phase.withLock({ $0 }) {
+    case .waiting, .following, .over: return ExitCode(ExitStatus.success.rawValue)
+    case .tookOver(_, let session), .serving(let session, _): return try session.end()
+    case .failed(let failure): throw failure
+    }
+  }
+
+  func answer(_ request: ControlRequest, descriptor: CInt) -> ControlReply {
+    let phase = phase.withLock { $0 }
+    switch (phase, request.command) {
+    case (.serving(_, let controller), _): return controller.answer(request, descriptor: descriptor)
+    case (_, .stop):
+      main.stop()
+      return ControlReply(ok: true)
+    case (.following(let side), .failover): return Self.failOver(side)
+    case (.following(let side), .status): return Self.reply("following", side.status)
+    case (.tookOver(let successor, _), .status): return Self.reply("running", successor.status)
+    case (_, .status): return Self.reply("waiting", PairStatus(role: .joining, mode: nil, term: 1))
+    case (.waiting, _): return .failure("this side waits for a primary; start one, or `stop` this side")
+    default:
+      return .failure("this side follows a primary: ask the primary for a \(request.command.rawValue)")
+    }
+  }
+
+  private static func failOver(_ side: SecondarySide) -> ControlReply {
+    do throws(PairRefusal) { try side.failOver() } catch { return .failure("\(error)") }
+    return reply("running", side.status)
+  }
+
+  private static func reply(_ state: String, _ pair: PairStatus) -> ControlReply {
+    var reply = ControlReply(ok: true)
+    reply.state = state
+    reply.pair = pair
+    return reply
+  }
+}

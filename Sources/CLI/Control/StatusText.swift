@@ -1,0 +1,83 @@
+import Pair
+import Replication
+
+/// A status reply for people.
+enum StatusText {
+  static func lines(_ reply: ControlReply) -> [String] {
+    var rows: [(String, String)] = [("state", reply.state ?? "unknown")]
+    if let cpus = reply.cpus, let memory = reply.memoryBytes {
+      rows.append(("machine", "\(cpus) CPU\(cpus == 1 ? "" : "s"), \(bytes(memory))"))
+    }
+    if let pair = reply.pair { rows += pairRows(pair) }
+    for device in reply.devices ?? [] {
+      let facts = (device.counters.merging(device.mistakes.map { ("mistake \($0)", $1) }) { $1 }).filter { $1 > 0 }
+      guard !facts.isEmpty else { continue }
+      rows.append(
+        (device.name, facts.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", ")))
+    }
+    let width = rows.map(\.0.count).max() ?? 0
+    return rows.map { name, text in name + String(repeating: " ", count: width - name.count + 2) + text }
+  }
+
+  static func pairRows(_ pair: PairStatus) -> [(String, String)] {
+    var rows = [("role", "\(pair.role.rawValue)\(pair.mode.map { ", \($0.rawValue)" } ?? ""), term \(pair.term)")]
+    if let epoch = pair.epoch {
+      rows.append(("epoch", "\(epoch), received \(pair.received ?? 0), loaded \(pair.loaded)"))
+    } else {
+      rows.append(("loaded", "checkpoint \(pair.loaded)"))
+    }
+    if let copying = pair.copying { rows.append(("first copy", "\(Int(copying * 100)) %")) }
+    if let causes = pair.checkpoints { rows.append(("checkpoints", counts(causes))) }
+    if let pauses = pair.pauseMicroseconds { rows.append(("pauses", times(pauses))) }
+    if let pages = pair.dirtyPages {
+      rows.append(("dirty pages", "last \(pages.last), p50 \(pages.p50), p99 \(pages.p99), max \(pages.max)"))
+    }
+    if let received = pair.receiveMicroseconds { rows.append(("received after", times(received))) }
+    rows.append(("loaded within", times(pair.loadMicroseconds)))
+    if let lag = pair.lagMicroseconds { rows.append(("input lag", times(lag))) }
+    if let held = pair.held {
+      let now = "\(held.frames) frames, \(bytes(held.bytes)), oldest \(time(held.oldestMicroseconds))"
+      rows.append(("held now", now))
+      let left = "\(held.atOnce) at once, \(held.equal) equal, \(held.checkpointed) by checkpoints"
+      rows.append(("let out", left + ", \(held.refused) refused"))
+      let mean = time(held.meanMicroseconds)
+      rows.append(("held for", "mean \(mean), longest \(time(held.longestMicroseconds))"))
+    }
+    if let compared = pair.comparator {
+      let frames = "\(compared.primaryFrames) and \(compared.secondaryFrames) frames"
+      rows.append(("compared", frames + ", \(compared.mismatches) mismatches, \(compared.overflows) overflows"))
+    }
+    if let sent = pair.bytesSent { rows.append(("sent", bytes(sent))) }
+    if let frames = pair.inputFrames { rows.append(("input", "\(frames) frames")) }
+    if let pages = pair.pagesRolledBack { rows.append(("rolled back", "\(pages) pages")) }
+    return rows
+  }
+
+  /// `12, 10 period, 2 mismatch`
+  static func counts(_ causes: [String: UInt64]) -> String {
+    let parts = causes.filter { $0.value > 0 }.sorted { $0.key < $1.key }.map { "\($0.value) \($0.key)" }
+    return (["\(causes.values.reduce(0, +))"] + parts).joined(separator: ", ")
+  }
+
+  private static func times(_ times: PairStatus.Times) -> String {
+    times.count == 0 ? "none yet" : "p50 \(time(times.p50)), p99 \(time(times.p99)), max \(time(times.max))"
+  }
+
+  static func time(_ microseconds: Double) -> String {
+    if microseconds < 1000 { return "\(Int(microseconds.rounded())) µs" }
+    if microseconds < 1_000_000 { return "\(tenths(microseconds / 1000)) ms" }
+    return "\(tenths(microseconds / 1_000_000)) s"
+  }
+
+  static func bytes(_ count: UInt64) -> String {
+    if count < 1 << 10 { return "\(count) B" }
+    if count < 1 << 20 { return "\(tenths(Double(count) / 1024)) KiB" }
+    if count < 1 << 30 { return "\(tenths(Double(count) / 1_048_576)) MiB" }
+    return "\(tenths(Double(count) / 1_073_741_824)) GiB"
+  }
+
+  private static func tenths(_ value: Double) -> String {
+    let rounded = (value * 10).rounded() / 10
+    return rounded == rounded.rounded() ? "\(Int(rounded))" : "\(rounded)"
+  }
+}

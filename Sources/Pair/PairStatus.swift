@@ -1,0 +1,123 @@
+public import Replication
+
+/// What a side tells of the pair's life: the `pair` object of a status reply. What a side can't know is left out.
+public struct PairStatus: Codable, Equatable, Sendable {
+  /// How a time is spread, in microseconds.
+  public struct Times: Codable, Equatable, Sendable {
+    public var p50: Double
+    public var p99: Double
+    public var max: Double
+    public var count: UInt64
+
+    /// - Parameter nanoseconds: what was recorded.
+    init(_ nanoseconds: Histogram) {
+      p50 = PairStatus.microseconds(nanoseconds.quantile(0.5))
+      p99 = PairStatus.microseconds(nanoseconds.quantile(0.99))
+      max = PairStatus.microseconds(nanoseconds.max)
+      count = nanoseconds.count
+    }
+  }
+
+  /// Pages a checkpoint.
+  public struct Pages: Codable, Equatable, Sendable {
+    public var last: UInt64
+    public var p50: UInt64
+    public var p99: UInt64
+    public var max: UInt64
+
+    init(_ pages: Histogram, last: UInt64) {
+      self.last = last
+      p50 = pages.quantile(0.5)
+      p99 = pages.quantile(0.99)
+      max = pages.max
+    }
+  }
+
+  /// Output in the gate now, and what became of what was there.
+  public struct Held: Codable, Equatable, Sendable {
+    public var frames: UInt64
+    public var bytes: UInt64
+    /// How long the oldest frame has waited.
+    public var oldestMicroseconds: Double
+    /// Frames let out at once, because the secondary has said the same, and because of a checkpoint.
+    public var atOnce: UInt64
+    public var equal: UInt64
+    public var checkpointed: UInt64
+    /// Times that the gate was full.
+    public var refused: UInt64
+    /// How long frames that did not leave at once were held.
+    public var meanMicroseconds: Double
+    public var longestMicroseconds: Double
+
+    init(_ gate: OutputGate) {
+      let (waiting, counters) = (gate.waiting, gate.counters)
+      frames = UInt64(waiting.frames)
+      bytes = UInt64(waiting.bytes)
+      oldestMicroseconds = PairStatus.microseconds(waiting.oldest)
+      atOnce = counters.atOnce
+      equal = counters.equal
+      checkpointed = counters.checkpointed
+      refused = counters.refused
+      meanMicroseconds = PairStatus.microseconds(
+        counters.heldTime / Swift.max(1, counters.equal + counters.checkpointed))
+      longestMicroseconds = PairStatus.microseconds(counters.longestHeld)
+    }
+  }
+
+  public struct Comparator: Codable, Equatable, Sendable {
+    public var primaryFrames: UInt64
+    public var secondaryFrames: UInt64
+    public var mismatches: UInt64
+    public var overflows: UInt64
+  }
+
+  // MARK: Both sides
+
+  public var role: Role
+  /// Not known to a secondary before its first primary.
+  public var mode: ReplicationMode?
+  public var term: UInt64
+  /// The newest checkpoint on which the secondary's machine stands.
+  public var loaded: UInt64
+  /// How long the secondary's machine takes to get to a checkpoint.
+  public var loadMicroseconds: Times
+
+  public init(role: Role, mode: ReplicationMode?, term: UInt64) {
+    self.role = role
+    self.mode = mode
+    self.term = term
+    loaded = 0
+    loadMicroseconds = Times(Histogram())
+  }
+
+  // MARK: The primary
+
+  /// The newest epoch that has ended, and the newest that the secondary has the checkpoint of.
+  public var epoch: UInt64?
+  public var received: UInt64?
+  /// How much of RAM and disks has been copied for the first time, 0 to 1; only while that goes on.
+  public var copying: Double?
+  /// By ``CheckpointCause``.
+  public var checkpoints: [String: UInt64]?
+  /// How long checkpoints made the guest stand still.
+  public var pauseMicroseconds: Times?
+  public var dirtyPages: Pages?
+  /// To all secondaries so far.
+  public var bytesSent: UInt64?
+  public var held: Held?
+  /// From a frame of input to its acknowledgement; of one frame at a time.
+  public var lagMicroseconds: Times?
+  /// From the end of a checkpoint's pause until the secondary has all of it.
+  public var receiveMicroseconds: Times?
+  public var comparator: Comparator?
+
+  // MARK: The secondary
+
+  /// Frames of input from the primary.
+  public var inputFrames: UInt64?
+  /// Pages that its guest had written and that a checkpoint made it forget.
+  public var pagesRolledBack: UInt64?
+
+  /// To a tenth.
+  static func microseconds(_ nanoseconds: UInt64) -> Double { Double((nanoseconds + 50) / 100) / 10 }
+}

@@ -1,0 +1,32 @@
+internal import GuestMemory
+internal import MiniVMM
+internal import Replication
+
+/// What goes to the secondary in bulk.
+extension PrimarySide {
+  func send(_ pages: PageSet, _ machine: Machine, _ channel: Channel, _ stage: PageStage) throws {
+    stage.removeAll()
+    try stage.add(pages, of: machine.memory)
+    try send(stage, 0, channel)
+  }
+
+  func send(_ stage: PageStage, _ epoch: UInt64, _ channel: Channel) throws(ChannelError) {
+    var run: [UInt8] = []
+    for (index, page) in stage.pages.enumerated() {
+      unsafe PageRun.append(UInt64(page), UnsafeRawBufferPointer(stage.contents(index)), to: &run)
+      if (index + 1) % 64 == 0 || index + 1 == stage.pages.count {
+        try channel.sendBulk(.pages(epoch: epoch, run: run))
+        run.removeAll(keepingCapacity: true)
+      }
+    }
+  }
+
+  func send(
+    _ stage: PageStage, _ epoch: UInt64, _ saved: [UInt8], _ given: [UInt64], _ mappings: [UInt8],
+    _ channel: Channel
+  ) throws(ChannelError) {
+    try send(stage, epoch, channel)
+    try channel.sendBulk(
+      .checkpoint(epoch: epoch, pages: UInt64(stage.pages.count), given: given, mappings: mappings, state: saved))
+  }
+}

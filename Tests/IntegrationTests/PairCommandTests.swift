@@ -1,0 +1,332 @@
+import Foundation
+import Harness
+import Testing
+
+extension Integration {
+  /// What a pair can be asked, and `minivmm pair`.
+  @Suite(
+    "Commands of a pair",
+    .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
+    .timeLimit(.minutes(3)))
+  struct PairCommands {
+    private let space: Namespace
+    private let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-\(UUID())")
+    private var first: String { folder.appending(path: "first").path }
+    private var second: String { folder.appending(path: "second").path }
+    private var key: String { folder.appending(path: "key").path }
+    private var kv: [String] { ["--kernel", Environment.labGuest, "--memory", "64M", "--cmdline", cmdline("kv")] }
+
+    init() throws {
+      space = try Namespace(taps: ["tap0", "tap1", "tap2"], bridged: true)
+      try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+      let bytes = Data((0..<32).map { _ in UInt8.random(in: 0...255) })
+      #expect(FileManager.default.createFile(atPath: key, contents: bytes, attributes: [.posixPermissions: 0o600]))
+    }
+
+    private func cmdline(_ service: String) -> String { "service=\(service) ip=\(Namespace.guest)/24" }
+
+    private func pair(_ arguments: [String] = []) throws -> Guest {
+      let taps = ["--net", "tap=tap0", "--secondary-net", "tap=tap1"]
+      return try Guest(
+        ["pair"] + kv + taps + ["--control", first, "--secondary-control", second] + arguments, in: space)
+    }
+
+    private func secondary(_ arguments: [String] = []) throws -> Guest {
+      let guest = try Guest(
+        ["secondary", "--listen", "127.0.0.1:7000", "--key", key, "--net", "tap=tap1", "--control", second] + arguments,
+        in: space)
+      try guest.wait(for: "waiting for a primary", timeout: 20)
+      return guest
+    }
+
+    private func primary(tap: String = "tap0", _ arguments: [String] = []) throws -> Guest {
+      try Guest(
+        ["primary"] + kv + ["--net", "tap=\(tap)", "--replicate", "127.0.0.1:7000", "--key", key] + arguments, in: space
+      )
+    }
+
+    private func inStep(_ guest: Guest) throws {
+      try guest.wait(for: "pair: now primary", timeout: 30)
+      try guest.wait(for: "pair: now secondary", timeout: 30)
+    }
+
+    private func ask(_ command: String, _ control: String) throws -> Outcome {
+      try run(Environment.minivmm, [command, "--control", control])
+    }
+
+    /// The `status --json` of a side.
+    private func status(_ control: String) throws -> [String: Any] {
+      let outcome = try run(Environment.minivmm, ["status", "--control", control, "--json"])
+      try #require(outcome.status == 0, "\(outcome.errors)")
+      #expect(outcome.output.split(separator: "\n").count == 1)
+      return try #require(try JSONSerialization.jsonObject(with: Data(outcome.output.utf8)) as? [String: Any])
+    }
+
+    private func pairStatus(_ control: String) throws -> [String: Any] {
+      try #require(try status(control)["pair"] as? [String: Any])
+    }
+
+    /// Counts up on one connection, calling `at` between request `moment` and its reply.
+    private func count(on client: Connection, _ range: ClosedRange<Int>, moment: Int = -1, at: () throws -> Void = {})
+      throws
+    {
+      for number in range {
+        try client.send("INCR n\r\n")
+        if number == moment { try at() }
+        let expected = Array(":\(number)\r\n".utf8)
+        let reply = try client.receive(expected.count, timeout: 10_000)
+        try #require(reply == expected, "INCR \(number) was answered '\(String(decoding: reply, as: UTF8.self))'")
+      }
+    }
+
+    private func children(of guest: Guest) -> [Int32] {
+      let path = "/proc/\(guest.identifier)/task/\(guest.identifier)/children"
+      return ((try? String(contentsOfFile: path, encoding: .utf8)) ?? "").split(separator: " ").compactMap { Int32($0) }
+    }
+
+    private func isAlive(_ process: Int32) -> Bool {
+      guard let text = try? String(contentsOfFile: "/proc/\(process)/stat", encoding: .utf8) else { return false }
+      return !text.contains(") Z ")
+    }
+
+    // MARK: Status
+
+    @Test func status_hasEveryName_onBothSides() throws {
+      let guest = try pair()
+      try inStep(guest)
+      let client = try space.connect(port: 6379)
+      try count(on: client, 1...20)
+      let status = try pairStatus(first)
+      #expect(status["role"] as? String == "primary" && status["mode"] as? String == "colo")
+      let names: [String: Set<String>] = [
+        "checkpoints": ["first", "period", "mismatch", "queueFull", "silence", "demand"],
+        "pauseMicroseconds": ["p50", "p99", "max", "count"], "dirtyPages": ["last", "p50", "p99", "max"],
+        "held": [
+          "frames", "bytes", "oldestMicroseconds", "atOnce", "equal", "checkpointed", "refused", "meanMicroseconds",
+          "longestMicroseconds",
+        ],
+        "lagMicroseconds": ["p50", "p99", "max", "count"], "receiveMicroseconds": ["p50", "p99", "max", "count"],
+        "loadMicroseconds": ["p50", "p99", "max", "count"],
+        "comparator": ["primaryFrames", "secondaryFrames", "mismatches", "overflows"],
+      ]
+      for (name, keys) in names {
+        let object = try #require(status[name] as? [String: Any], "\(name)")
+        #expect(Set(object.keys) == keys, "\(name)")
+      }
+      for name in ["epoch", "received", "loaded", "term", "bytesSent"] {
+        #expect((status[name] as? Int ?? 0) > 0, "\(name)")
+      }
+      #expect(try ask("checkpoint", first).status == 0)
+      #expect(try waitUntil { try pairStatus(second)["pagesRolledBack"] as? Int ?? 0 > 0 })
+      let other = try pairStatus(second)
+      #expect(try self.status(second)["state"] as? String == "following" && other["role"] as? String == "secondary")
+      for name in ["loaded", "term", "inputFrames", "pagesRolledBack"] {
+        #expect((other[name] as? Int ?? 0) > 0, "\(name)")
+      }
+      let text = try ask("status", first).output
+      for word in ["state", "running", "primary, colo", "checkpoints", "pauses", "held now"] {
+        #expect(text.contains(word), "\(text)")
+      }
+    }
+
+    @Test func secondary_answersFromTheStart_andRefusesWhatItCannot() throws {
+      let guest = try secondary()
+      #expect(try status(second)["state"] as? String == "waiting")
+      #expect(try pairStatus(second)["role"] as? String == "joining")
+      for command in ["checkpoint", "failover", "pause", "resume"] {
+        let outcome = try ask(command, second)
+        #expect(outcome.status == 76 && outcome.errors.contains("waits for a primary"), "\(outcome.errors)")
+      }
+      #expect(try ask("stop", second).status == 0)
+      #expect(try guest.waitForExit() == 0)
+    }
+
+    @Test func watch_isOneLineASecond() throws {
+      let guest = try pair()
+      try inStep(guest)
+      let outcome = try run(Environment.minivmm, ["watch", "--control", first, "--count", "3"])
+      let lines = outcome.output.split(separator: "\n")
+      #expect(
+        lines.count == 3 && lines.allSatisfy { $0.contains("primary") && $0.contains("B/s") }, "\(outcome.output)")
+      #expect(lines.last?.contains("period") == true, "\(outcome.output)")
+    }
+
+    // MARK: Requests
+
+    @Test func checkpoint_isTakenOnDemand_andRefusedWithoutASecondary() throws {
+      let guest = try primary(tap: "tap0", ["--control", first, "--epoch-max", "5s"])
+      try guest.wait(for: "lab: ready", timeout: 20)
+      let refused = try ask("checkpoint", first)
+      #expect(refused.status == 76 && refused.errors.contains("there is no secondary"), "\(refused.errors)")
+      let other = try secondary()
+      try guest.wait(for: "pair: now primary", timeout: 30)
+      try other.wait(for: "pair: now secondary", timeout: 30)
+      for demanded in 1...3 {
+        let outcome = try ask("checkpoint", first)
+        #expect(outcome.status == 0 && outcome.output.contains("the secondary has checkpoint"), "\(outcome.errors)")
+        let causes = try #require(try pairStatus(first)["checkpoints"] as? [String: Int])
+        #expect(causes["demand"] == demanded)
+      }
+      let wrong = try ask("checkpoint", second)
+      #expect(wrong.status == 76 && wrong.errors.contains("ask the primary"), "\(wrong.errors)")
+    }
+
+    @Test(arguments: [true, false], ["colo", "remus"])
+    func failover_movesTheGuest_andThePrimaryEnds(asksTheSecondary: Bool, mode: String) throws {
+      let other = try secondary()
+      let guest = try primary(tap: "tap0", ["--control", first, "--mode", mode])
+      try guest.wait(for: "pair: now primary", timeout: 30)
+      try other.wait(for: "pair: now secondary", timeout: 30)
+      let client = try space.connect(port: 6379)
+      try count(on: client, 1...60, moment: 30) {
+        let outcome = try ask("failover", asksTheSecondary ? second : first)
+        #expect(outcome.status == 0, "\(outcome.errors)")
+      }
+      try guest.wait(for: "pair: now fenced", timeout: 5)
+      #expect(!guest.console.contains("now alone"), "two would serve")
+      #expect(try guest.waitForExit() == 0)
+      let status = try pairStatus(second)
+      #expect(status["role"] as? String == "alone" && status["term"] as? Int == 2)
+      try count(on: client, 61...80)
+      let again = try ask("failover", second)
+      #expect(again.status == 76 && again.errors.contains("there is no secondary"), "\(again.errors)")
+      #expect(try ask("stop", second).status == 0)
+      #expect(try other.waitForExit() == 0)
+    }
+
+    @Test func snapshotAndPause_ofAProtectedGuest() throws {
+      let guest = try pair()
+      try inStep(guest)
+      let client = try space.connect(port: 6379)
+      let file = folder.appending(path: "snapshot").path
+      try count(on: client, 1...40, moment: 20) {
+        for _ in 0..<3 { try Snapshot.snapshot(first, to: file) }
+      }
+      let refused = try run(Environment.minivmm, ["snapshot", "--control", second, file + "2"])
+      #expect(refused.status == 76 && refused.errors.contains("ask the primary"), "\(refused.errors)")
+      #expect(!FileManager.default.fileExists(atPath: file + "2"))
+
+      // Checkpoints go on, and none of them lets the guest run.
+      #expect(try ask("pause", first).status == 0)
+      try client.send("INCR n\r\n")
+      #expect(try ask("checkpoint", first).status == 0)
+      #expect(try client.receive(1, timeout: 400).isEmpty, "a paused guest does not answer")
+      #expect(try status(first)["state"] as? String == "paused")
+      #expect(try ask("resume", first).status == 0)
+      #expect(try client.receive(5, timeout: 5000) == Array(":41\r\n".utf8))
+      #expect(try pairStatus(first)["role"] as? String == "primary")
+      guest.signal(SIGTERM)
+      #expect(try guest.waitForExit() == 0)
+
+      let restored = try Guest(["restore", file, "--net", "tap=tap2"], in: space)
+      #expect(
+        try waitUntil(seconds: 10) {
+          try run("ip", ["netns", "exec", space.name, "redis-cli", "-h", Namespace.guest, "get", "n"]).output == "20\n"
+        })
+      withExtendedLifetime(restored) {}
+    }
+
+    @Test func stop_ofThePrimary_endsTheSecondaryToo() throws {
+      let other = try secondary()
+      let guest = try primary(tap: "tap0", ["--control", first])
+      try other.wait(for: "pair: now secondary", timeout: 30)
+      #expect(try ask("stop", first).status == 0)
+      #expect(try guest.waitForExit() == 0)
+      #expect(try other.waitForExit() == 0)
+      #expect(other.console.contains("the guest has ended") && !other.console.contains("takingOver"))
+    }
+
+    // MARK: Joining
+
+    @Test func primaryLostWhileItCopies_theSecondaryWaitsForAnother() throws {
+      let (disk, copy) = (folder.appending(path: "disk").path, folder.appending(path: "copy").path)
+      let size = 256 << 20
+      for path in [disk, copy] {
+        #expect(FileManager.default.createFile(atPath: path, contents: nil))
+        truncate(path, size)
+      }
+      try run("dd", ["if=/dev/urandom", "of=\(disk)", "bs=1M", "count=256", "conv=notrunc"])
+      let other = try secondary(["--disk", copy])
+      for _ in 0..<2 {
+        let lost = try primary(tap: "tap0", ["--disk", disk, "--control", first])
+        try lost.wait(for: "pair: now syncing", timeout: 30)
+        #expect(try pairStatus(first)["copying"] as? Double ?? 2 <= 1)
+        lost.signal(SIGKILL)
+        _ = try lost.waitForExit()
+        #expect(try waitUntil(seconds: 10) { try status(second)["state"] as? String == "waiting" })
+      }
+      #expect(other.console.contains("waiting for another"))
+      let last = try primary(tap: "tap0", ["--disk", disk])
+      try last.wait(for: "pair: now primary", timeout: 60)
+      try other.wait(for: "pair: now secondary", timeout: 30)
+      let client = try space.connect(port: 6379)
+      try count(on: client, 1...20, moment: 10) { last.signal(SIGKILL) }
+    }
+
+    @Test func secondPrimary_isRefused_andTheFirstStaysProtected() throws {
+      let other = try secondary()
+      let guest = try primary(tap: "tap0", ["--control", first])
+      try guest.wait(for: "pair: now primary", timeout: 30)
+      let late = try Guest(
+        [
+          "primary", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline", "service=idle", "--replicate",
+          "127.0.0.1:7000", "--key", key,
+        ], in: space)
+      try late.wait(for: "it follows another primary", timeout: 20)
+      #expect(!late.console.contains("now syncing"))
+      let client = try space.connect(port: 6379)
+      #expect(try pairStatus(first)["role"] as? String == "primary")
+      try count(on: client, 1...40, moment: 20) { guest.signal(SIGKILL) }
+      try other.wait(for: "pair: now alone", timeout: 10)
+    }
+
+    // MARK: minivmm pair
+
+    @Test(arguments: [0, 1]) func pair_goesOnWithTheOtherSide(killed: Int) throws {
+      let guest = try pair()
+      try inStep(guest)
+      // In the order in which they were started: the secondary, the primary.
+      let processes = children(of: guest)
+      try #require(processes.count == 2)
+      let client = try space.connect(port: 6379)
+      try count(on: client, 1...60, moment: 30) { kill(processes[killed], SIGKILL) }
+      let survivor = killed == 1 ? second : first
+      #expect(try pairStatus(survivor)["role"] as? String == "alone")
+      #expect(try ask("stop", survivor).status == 0)
+      #expect(try guest.waitForExit() == 0)
+      #expect(!processes.contains(where: isAlive))
+      #expect(guest.console.contains("primary: minivmm: pair:") && guest.console.contains("secondary: minivmm: pair:"))
+      #expect(guest.console.components(separatedBy: "lab: ready").count == 2, "one console at a time")
+    }
+
+    @Test(arguments: [SIGTERM, SIGINT, SIGKILL]) func pair_leavesNoChild(signal: Int32) throws {
+      let guest = try pair()
+      try inStep(guest)
+      let processes = children(of: guest)
+      try #require(processes.count == 2)
+      guest.signal(signal)
+      #expect(try guest.waitForExit() == (signal == SIGKILL ? -SIGKILL : 0))
+      #expect(waitUntil(seconds: 5) { !processes.contains(where: isAlive) })
+      if signal != SIGKILL { #expect(!guest.console.contains("takingOver")) }
+    }
+
+    @Test(arguments: [("poweroff", Int32(0)), ("reset", 10), ("panic", 11)])
+    func pair_endsWithTheGuest(service: String, status: Int32) throws {
+      let guest = try Guest([
+        "pair", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline", cmdline(service),
+      ])
+      #expect(try guest.waitForExit() == status, "\(guest.console)")
+    }
+
+    @Test func pair_makesTheSecondarysDisk() throws {
+      let (disk, copy) = (folder.appending(path: "disk").path, folder.appending(path: "copy").path)
+      let contents = Data((0..<(1 << 20)).map { UInt8(truncatingIfNeeded: $0 / 512) })
+      #expect(FileManager.default.createFile(atPath: disk, contents: contents))
+      let guest = try pair(["--disk", disk, "--secondary-disk", copy])
+      try inStep(guest)
+      guest.signal(SIGTERM)
+      #expect(try guest.waitForExit() == 0)
+      #expect(FileManager.default.contents(atPath: copy) == contents)
+    }
+  }
+}
