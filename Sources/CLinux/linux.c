@@ -202,20 +202,21 @@ static void tcp_prompt(int fd) {
   setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
 }
 
-static int tcp_socket(const char *address, int listens) {
+static int open_socket(const char *address, int type, int listens) {
   char host[256];
   const char *port;
   int result = split_address(address, host, sizeof host, &port);
   if (result < 0) return result;
-  struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV | (listens ? AI_PASSIVE : 0)}, *found;
+  struct addrinfo hints = {.ai_socktype = type, .ai_flags = AI_NUMERICSERV | (listens ? AI_PASSIVE : 0)}, *found;
   if (getaddrinfo(host[0] ? host : NULL, port, &hints, &found) != 0) return -EADDRNOTAVAIL;
   result = -EADDRNOTAVAIL;
   for (struct addrinfo *each = found; each; each = each->ai_next) {
-    int fd = socket(each->ai_family, each->ai_socktype | SOCK_CLOEXEC, each->ai_protocol), one = 1;
+    int mode = SOCK_CLOEXEC | (type == SOCK_DGRAM ? SOCK_NONBLOCK : 0), one = 1;
+    int fd = socket(each->ai_family, each->ai_socktype | mode, each->ai_protocol);
     if (fd < 0) { result = -errno; continue; }
-    tcp_prompt(fd);
-    if (listens) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (listens ? bind(fd, each->ai_addr, each->ai_addrlen) == 0 && listen(fd, 4) == 0
+    if (type == SOCK_STREAM) tcp_prompt(fd);
+    if (listens && type == SOCK_STREAM) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (listens ? bind(fd, each->ai_addr, each->ai_addrlen) == 0 && (type == SOCK_DGRAM || listen(fd, 4) == 0)
                 : connect(fd, each->ai_addr, each->ai_addrlen) == 0) {
       result = fd;
       break;
@@ -227,8 +228,21 @@ static int tcp_socket(const char *address, int listens) {
   return result;
 }
 
-int lx_tcp_connect(const char *address) { return tcp_socket(address, 0); }
-int lx_tcp_listen(const char *address) { return tcp_socket(address, 1); }
+int lx_tcp_connect(const char *address) { return open_socket(address, SOCK_STREAM, 0); }
+int lx_tcp_listen(const char *address) { return open_socket(address, SOCK_STREAM, 1); }
+int lx_udp_connect(const char *address) { return open_socket(address, SOCK_DGRAM, 0); }
+int lx_udp_listen(const char *address) { return open_socket(address, SOCK_DGRAM, 1); }
+ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct sockaddr_storage *from) {
+  socklen_t size = sizeof *from;
+  ssize_t got = recvfrom(fd, buffer, count, MSG_DONTWAIT, (struct sockaddr *)from, &size);
+  return got < 0 ? -errno : got;
+}
+int lx_udp_answer(int fd, const struct sockaddr_storage *peer) {
+  struct sockaddr none = {.sa_family = AF_UNSPEC};
+  const struct sockaddr *to = peer ? (const struct sockaddr *)peer : &none;
+  socklen_t size = !peer ? sizeof none : peer->ss_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
+  return connect(fd, to, size) < 0 ? -errno : 0;
+}
 int lx_tcp_accept(int fd) {
   int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
   if (accepted < 0) return -errno;

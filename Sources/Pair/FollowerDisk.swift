@@ -7,7 +7,7 @@ internal import Synchronization
 /// The disk of a secondary. Its file is the disk as of the last loaded checkpoint. What the primary changes is kept until
 /// the checkpoint of that epoch is loaded; what the secondary's own guest changes goes to an overlay, which each load throws
 /// away and a takeover makes part of the file.
-public final class FollowerDisk: Disk {
+public final class FollowerDisk: ByteDisk {
   private static let blockSize: UInt64 = 4096
 
   private struct State {
@@ -127,6 +127,20 @@ public final class FollowerDisk: Disk {
       }
     if case .failed(let error) = outcome { return error }
     return 0
+  }
+
+  // MARK: ByteDisk, once it serves
+
+  public func copy(into bytes: inout [UInt8], from position: UInt64) -> CInt {
+    state.withLock { $0.serves } ? file.copy(into: &bytes, from: position) : EBUSY
+  }
+
+  public func put(_ bytes: [UInt8], at position: UInt64) -> CInt {
+    state.withLock { $0.serves } ? file.put(bytes, at: position) : EBUSY
+  }
+
+  public func data(from position: UInt64) -> Range<UInt64>? {
+    state.withLock { $0.serves } ? file.data(from: position) : nil
   }
 
   // MARK: Disk

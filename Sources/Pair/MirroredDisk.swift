@@ -26,11 +26,11 @@ public struct DiskChange: Equatable, Sendable {
 /// The disk of a guest that serves: every change goes to the file, and to the secondary while there is one, in the same
 /// order.
 public final class MirroredDisk: Disk {
-  private let file: DiskFile
+  private let file: any ByteDisk
   /// Held from a change of the file until it is told: what the secondary hears is the order in which the file changed.
   private let order: Mutex<(@Sendable (DiskChange) -> Void)?>
 
-  public init(_ file: DiskFile) {
+  public init(_ file: any ByteDisk) {
     self.file = file
     order = Mutex(nil)
   }

@@ -260,7 +260,9 @@ enum FrameFlow {
   /// Whether a frame is a TCP SYN.
   /// - Parameter frame: with its virtio-net header.
   static func beginsConnection(_ frame: UnsafeRawBufferPointer) -> Bool {
-    unsafe UnsafeRawBufferPointer(rebasing: frame[min(NetHeader.size, frame.count)...]).withMemoryRebound(to: UInt8.self) {
+    unsafe UnsafeRawBufferPointer(rebasing: frame[min(NetHeader.size, frame.count)...]).withMemoryRebound(
+      to: UInt8.self
+    ) {
       let frame = unsafe Frame(Span(_unsafeElements: $0))
       return frame.kind == .tcp && frame.flags.contains(.syn)
     }

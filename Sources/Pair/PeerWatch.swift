@@ -13,13 +13,17 @@ final class PeerWatch: Sendable {
   /// nanoseconds.
   private static let absence: UInt64 = 100_000_000
   private static let settled: UInt64 = 200_000_000
+  /// Silence of the channel alone, while beats come, after which who serves gives the peer up, in nanoseconds.
+  private static let stuck: UInt64 = 500_000_000
   /// Patience while nobody could take over yet, in nanoseconds.
   private static let joiningGrace: UInt64 = 2_000_000_000
 
   private struct State {
     var roles: RoleMachine
-    var detector = FailureDetector(paths: 1, interval: PeerWatch.heartbeat, now: 0)
+    var detector = FailureDetector(paths: 2, interval: PeerWatch.heartbeat, now: 0)
     var isLost = false
+    /// It said that it serves on without this side.
+    var hasLeft = false
     /// When this side came back after it had been away for longer than a peer waits.
     var cameBack: UInt64?
     var onRole: @Sendable (Role) -> Void = { _ in }
@@ -27,7 +31,17 @@ final class PeerWatch: Sendable {
 
   private let state: Mutex<State>
 
-  init(role: Role) { state = Mutex(State(roles: RoleMachine(role: role))) }
+  private let beats: BeatPath?
+  private let fence: @Sendable () -> Void
+
+  /// - Parameters:
+  ///   - beats: the second way of signs of life; none leaves the channel alone.
+  ///   - fence: called when another serves the clients: nothing may leave any more.
+  init(role: Role, beats: BeatPath?, fence: @escaping @Sendable () -> Void = {}) {
+    state = Mutex(State(roles: RoleMachine(role: role)))
+    self.beats = beats
+    self.fence = fence
+  }
 
   var role: Role { state.withLock { $0.roles.role } }
   var term: UInt64 { state.withLock { $0.roles.term } }
@@ -41,23 +55,43 @@ final class PeerWatch: Sendable {
   func take(term: UInt64) { state.withLock { $0.roles = RoleMachine(role: .alone, term: term) } }
 
   /// There is a peer, from now on.
-  func begin() {
+  func begin(_ channel: Channel) {
+    beats?.begin(channel)
     state.withLock { state in
       state.isLost = false
       state.cameBack = nil
-      state.detector = FailureDetector(paths: 1, interval: Self.heartbeat, now: lx_monotonic_ns())
+      state.hasLeft = false
+      state.detector = FailureDetector(paths: 2, interval: Self.heartbeat, now: lx_monotonic_ns())
     }
   }
 
-  /// The peer has said something.
-  func arrived() {
+  /// The peer has said something, over the channel (path 0) or by a beat (1).
+  func arrived(path: Int = 0) {
     let now = lx_monotonic_ns()
     state.withLock { state in
-      state.detector.arrived(path: 0, now: now)
+      state.detector.arrived(path: path, now: now)
       // The peer speaks only to those it counts on.
       if let back = state.cameBack, now - min(back, now) > Self.settled { state.cameBack = nil }
     }
   }
+
+  /// The channel has ended. The peer may live all the same, which beats tell: waits until it is dead (true), or says that it
+  /// serves on by itself (false). While ``run(_:isDead:)`` runs.
+  func isDeadWithoutChannel() -> Bool {
+    state.withLock { $0.detector.ended(path: 0) }
+    while true {
+      let (hasLeft, isDead) = state.withLock { ($0.hasLeft, $0.detector.isDead(now: lx_monotonic_ns())) }
+      if hasLeft { return false }
+      if isDead { return true }
+      usleep(1000)
+    }
+  }
+
+  /// Tells a peer that may live, by beats, the term in which this side has replaced it.
+  func replaced() { for _ in 0..<3 { beats?.send(.init(term: term, hasLeft: false)) } }
+
+  /// Tells the peer, by beats, that this side serves without it.
+  func leave() { beats?.send(.init(term: term, hasLeft: true)) }
 
   /// False while the peer may have given this side up and go on alone: then two would serve.
   var mayTakeOver: Bool { state.withLock { $0.cameBack == nil } }
@@ -68,6 +102,7 @@ final class PeerWatch: Sendable {
   @discardableResult
   func change(_ event: RoleEvent) -> RoleMachine.Transition? {
     let (transition, tell) = state.withLock { ($0.roles.handle(event), $0.onRole) }
+    if transition?.to == .fenced { fence() }
     if let transition { tell(transition.to) }
     return transition
   }
@@ -85,15 +120,38 @@ final class PeerWatch: Sendable {
         if now - last > 4 * Self.heartbeat { state.detector.wasAway(until: now) }
         if now - last > Self.absence { state.cameBack = now }
         let grace = [.syncing, .joining].contains(state.roles.role) ? Self.joiningGrace : 0
-        return (state.roles.term, state.isLost || state.detector.isDead(now: now, grace: grace))
+        // Who serves can do without a peer whose channel is stuck, and tell it so by a beat.
+        let isStuck = state.roles.mayEmit && state.detector.silence(path: 0, now: now) > Self.stuck + grace
+        return (state.roles.term, state.isLost || isStuck || state.detector.isDead(now: now, grace: grace))
       }
       if over { return isDead() }
-      do throws(ChannelError) { try channel.send(.heartbeat(term: term, sequence: number)) } catch {
-        return channel.close()
-      }
+      if (try? channel.send(.heartbeat(term: term, sequence: number))) == nil { channel.close() }
+      if beats?.send(.init(term: term, hasLeft: false)) == false { state.withLock { $0.detector.ended(path: 1) } }
       last = now
       number += 1
-      usleep(UInt32(Self.heartbeat / 1000))
+      listen(until: now + Self.heartbeat)
+    }
+  }
+
+  /// Takes in beats until it is time for the next own one.
+  private func listen(until end: UInt64) {
+    while true {
+      let now = lx_monotonic_ns()
+      guard now < end else { return }
+      guard let beats else { return _ = usleep(UInt32((end - now) / 1000)) }
+      HostThread.waitReadable(beats.descriptor, timeoutMilliseconds: CInt((end - now) / 1_000_000) + 1)
+      while true {
+        switch beats.receive() {
+        case .beat(let beat):
+          arrived(path: 1)
+          if beat.hasLeft { state.withLock { $0.hasLeft = true } }
+          change(.laterTerm(beat.term))
+          continue
+        case .gone: state.withLock { $0.detector.ended(path: 1) }
+        case .none: break
+        }
+        break
+      }
     }
   }
 }

@@ -52,14 +52,15 @@ public final class PrimarySide: PairTraffic {
   public let gate: OutputGate
   let comparison = Mutex(Comparison())
   let state = Mutex(State())
-  let peer = PeerWatch(role: .alone)
+  let peer: PeerWatch
   let meter = PairMeter()
   public let turn = MachineTurn()
   private let receivingEnded = Atomic(false)
   /// An eventfd: there is something for the checkpoint thread.
   let wake: CInt
 
-  public init(_ options: Options, tap: (any FrameBackend)?) throws(HostError) {
+  /// - Parameter beats: the second way of signs of life.
+  public init(_ options: Options, tap: (any FrameBackend)?, beats: BeatPath? = nil) throws(HostError) {
     self.options = options
     wake = lx_eventfd(0)
     guard wake >= 0 else { throw HostError(operation: "eventfd", errno: -wake) }
@@ -68,6 +69,7 @@ public final class PrimarySide: PairTraffic {
       send: { frame in
         tap.map { tap in TapOutput.send(frame, to: tap) } ?? true
       })
+    peer = PeerWatch(role: .alone, beats: beats, fence: { [gate] in gate.fence() })
   }
 
   deinit { lx_close(wake) }
@@ -159,7 +161,7 @@ public final class PrimarySide: PairTraffic {
       state.isProtecting = true
     }
     defer { state.withLock { $0.isProtecting = false } }
-    peer.begin()
+    peer.begin(channel)
     receivingEnded.store(false, ordering: .releasing)
     peer.change(.secondaryConnected)
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
@@ -172,6 +174,8 @@ public final class PrimarySide: PairTraffic {
       }
     }
     let why = checkpoints(machine, backend, disks, channel)
+    // Before anything leaves that the secondary does not know of.
+    if peer.role != .fenced { for _ in 0..<3 { peer.leave() } }
     // Whatever waited may go: there is nobody left who could contradict it.
     for disk in disks { disk.mirror(to: nil) }
     backend?.endForwarding()
@@ -191,7 +195,10 @@ public final class PrimarySide: PairTraffic {
     channel.dropBulk()
     if peer.role != .fenced, (try? channel.send(.farewell(guestEnded: guestEnded))) != nil {
       channel.endSending(within: 100)
-      for _ in 0..<100 where !receivingEnded.load(ordering: .acquiring) { usleep(10_000) }
+      for _ in 0..<100 where !receivingEnded.load(ordering: .acquiring) {
+        peer.leave()
+        usleep(10_000)
+      }
     }
     channel.close()
   }
@@ -367,10 +374,7 @@ public final class PrimarySide: PairTraffic {
         case .admission: break
         case .heartbeat(let term, _):
           peer.arrived()
-          if peer.change(.laterTerm(term))?.to == .fenced {
-            gate.fence()
-            throw ChannelError.closed
-          }
+          if peer.change(.laterTerm(term))?.to == .fenced { throw ChannelError.closed }
         case .farewell: throw ChannelError.closed
         case .configuration, .input, .disk, .pages, .checkpoint, .started, .takeOver: throw ChannelError.notAuthentic
         }

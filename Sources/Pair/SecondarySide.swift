@@ -72,13 +72,15 @@ public final class SecondarySide: PairTraffic {
   /// Whether KVM must be made to forget translations after a load (``HostProbe/translationsGoStale()``).
   private let refreshes: Bool
   let state = Mutex(State())
-  let peer = PeerWatch(role: .joining)
+  let peer: PeerWatch
   let meter = PairMeter()
   public let turn = MachineTurn()
   private let loader = Mutex<HostThread?>(nil)
 
-  public init(refreshes: Bool) {
+  /// - Parameter beats: the second way of signs of life.
+  public init(refreshes: Bool, beats: BeatPath? = nil) {
     self.refreshes = refreshes
+    peer = PeerWatch(role: .joining, beats: beats)
   }
 
   public var role: Role { peer.role }
@@ -110,7 +112,7 @@ public final class SecondarySide: PairTraffic {
   /// - Parameter make: makes the machine that the primary describes.
   public func follow(_ channel: Channel, make: ([UInt8]) throws -> Parts) -> Ending {
     state.withLock { $0.channel = channel }
-    peer.begin()
+    peer.begin(channel)
     lx_thread_urgent(1)
     defer { lx_thread_urgent(0) }
     try? channel.admit()
@@ -132,6 +134,11 @@ public final class SecondarySide: PairTraffic {
     }
     // What it holds whole, it loads first.
     loader.withLock { $0.take() }?.join()
+    // The end of a connection is not the end of the primary.
+    if role == .secondary, !state.withLock({ $0.demanded || $0.broken != nil }), !peer.isDeadWithoutChannel() {
+      peer.change(.peerSaidFarewell)
+      why = "\(FollowError.dismissed(guestEnded: false))"
+    }
     let hasPrimary = state.withLock { state in
       state.handsOver = state.demanded
       return state.demanded
@@ -146,6 +153,7 @@ public final class SecondarySide: PairTraffic {
     let change = mayTakeOver && broken == nil ? peer.change(.peerLost) : nil
     // A primary that only slept must learn that it has been replaced.
     if let change, change.to == .takingOver {
+      peer.replaced()
       try? channel.send(.heartbeat(term: peer.term, sequence: 0))
       for _ in 0..<20 where !channel.isDrained { HostThread.waitReadable(-1, timeoutMilliseconds: 1) }
       if hasPrimary { awaitEnd(of: channel) }

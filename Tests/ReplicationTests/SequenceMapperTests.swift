@@ -170,7 +170,9 @@ import Testing
     survivor.failOver()
     var mapper = SequenceMapper()
     for count in 1..<survivor.encoded.count {
-      #expect(throws: StateError.self) { try mapper.checkpointLoaded(epoch: 1, mappings: Array(survivor.encoded[..<count])) }
+      #expect(throws: StateError.self) {
+        try mapper.checkpointLoaded(epoch: 1, mappings: Array(survivor.encoded[..<count]))
+      }
     }
   }
 

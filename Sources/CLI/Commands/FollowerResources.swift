@@ -11,8 +11,12 @@ struct FollowerResources: Sendable {
   let refreshes: Bool
   private var tap: TapBackend?
   private var disks: [DiskFile] = []
+  /// The second way of signs of life, towards the primary.
+  let beats: BeatPath?
 
-  init(_ settings: MachineSettings) throws {
+  /// - Parameter beats: where the primary's signs of life come to, besides the channel.
+  init(_ settings: MachineSettings, beats: String) throws {
+    self.beats = try BeatPath(beats, listens: true)
     guard settings.description.cards.count <= 1 else {
       throw ValidationError("a protected guest has one network card at the most")
     }
@@ -26,8 +30,8 @@ struct FollowerResources: Sendable {
 
   /// Settings for the machine that a primary describes, and the parts that go with it.
   func machine(
-    _ settings: MachineSettings, _ description: PairDescription, _ side: SecondarySide
-  ) throws -> (MachineSettings, (Machine) -> SecondarySide.Parts) {
+    _ settings: MachineSettings, _ description: PairDescription, _ side: SecondarySide, _ next: Protection.Target?
+  ) throws -> (MachineSettings, (Machine) -> (SecondarySide.Parts, Protection?)) {
     var settings = settings
     guard description.disks.count == disks.count else {
       throw Failure(
@@ -40,7 +44,8 @@ struct FollowerResources: Sendable {
     settings.description.memory = description.memory
     settings.description.rollsBack = true
     settings.description.dirtyTracking = .bitmap
-    let successor = try PrimarySide(PrimarySide.Options(mode: description.mode), tap: tap)
+    let successor = try PrimarySide(
+      PrimarySide.Options(mode: description.mode, period: description.period), tap: tap, beats: next?.beats())
     var backend: PairBackend?
     if let tap {
       let made = try PairBackend(tap: tap, side: .following, gate: successor.gate, log: InputLog(), traffic: side)
@@ -49,6 +54,7 @@ struct FollowerResources: Sendable {
       backend = made
     }
     var followers: [FollowerDisk] = []
+    var mirrors: [MirroredDisk] = []
     for (index, file) in disks.enumerated() {
       guard file.capacity == description.disks[index] else {
         let path = settings.description.disks[index].path
@@ -57,15 +63,25 @@ struct FollowerResources: Sendable {
             + "run: truncate -s \(description.disks[index]) \(path)", .badData)
       }
       let follower = try FollowerDisk(file)
-      settings.description.disks[index].opened = follower
+      // The guest's changes go to its next secondary, once it has taken over and has one.
+      let mirror = MirroredDisk(follower)
+      settings.description.disks[index].opened = mirror
       followers.append(follower)
+      mirrors.append(mirror)
     }
-    let (made, opened) = (backend, followers)
+    let (made, opened, mirrored) = (backend, followers, mirrors)
     return (
       settings,
       { machine in
-        SecondarySide.Parts(
-          machine: machine, backend: made, disks: opened, mac: description.mac, tap: tap, successor: successor)
+        (
+          SecondarySide.Parts(
+            machine: machine, backend: made, disks: opened, mac: description.mac, tap: tap, successor: successor),
+          next.map { next in
+            Protection(
+              side: successor, machine: machine, backend: made, disks: mirrored, target: next,
+              description: description.encoded)
+          }
+        )
       }
     )
   }

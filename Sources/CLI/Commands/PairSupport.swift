@@ -50,6 +50,8 @@ struct PairDescription {
   var cpus: Int
   var memory: UInt64
   var mode: ReplicationMode
+  /// Longest time between checkpoints, in nanoseconds, for when it takes over.
+  var period: UInt64
   /// The card's address; none without a card.
   var mac: [UInt8]
   var disks: [UInt64]
@@ -59,16 +61,18 @@ struct PairDescription {
     out.put(UInt8(cpus))
     out.put(memory)
     out.put(Array(mode.rawValue.utf8))
+    out.put(period)
     out.put(mac)
     out.put(UInt8(disks.count))
     for size in disks { out.put(size) }
     return out.bytes
   }
 
-  init(cpus: Int, memory: UInt64, mode: ReplicationMode, mac: [UInt8], disks: [UInt64]) {
+  init(cpus: Int, memory: UInt64, mode: ReplicationMode, period: UInt64, mac: [UInt8], disks: [UInt64]) {
     self.cpus = cpus
     self.memory = memory
     self.mode = mode
+    self.period = period
     self.mac = mac
     self.disks = disks
   }
@@ -81,6 +85,7 @@ struct PairDescription {
       throw .invalid("an unknown mode of replication")
     }
     self.mode = mode
+    period = try reader.get()
     mac = try reader.get()
     disks = []
     for _ in 0..<(try reader.get(UInt8.self)) { disks.append(try reader.get()) }

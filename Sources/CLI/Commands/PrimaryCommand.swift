@@ -28,6 +28,12 @@ struct PrimaryCommand: ParsableCommand {
   @Option(help: ArgumentHelp("File with the key that both sides share.", valueName: "file"))
   var key: String
 
+  @Option(
+    help: ArgumentHelp(
+      "Where the secondary's --heartbeat listens, on another network; UDP. As --replicate if left out.",
+      valueName: "host:port"))
+  var heartbeat: String?
+
   @Option(help: "What may leave when: none, remus (after the checkpoint) or colo (when both say the same).")
   var mode: ReplicationMode = .colo
 
@@ -49,7 +55,8 @@ struct PrimaryCommand: ParsableCommand {
       guard case .tap(let name) = card.host else { throw ValidationError("a protected guest's card is on a tap") }
       tap = try TapBackend(name: name)
     }
-    let side = try PrimarySide(options, tap: tap)
+    let target = Protection.Target(address: replicate, heartbeat: heartbeat, key: key)
+    let side = try PrimarySide(options, tap: tap, beats: target.beats())
     var backend: PairBackend?
     if let tap {
       let made = try PairBackend(tap: tap, side: .serving, gate: side.gate, log: InputLog(), traffic: side)
@@ -65,50 +72,16 @@ struct PrimaryCommand: ParsableCommand {
     settings.description.dirtyTracking = .bitmap
     let mac = settings.description.cards.first.map { $0.mac ?? MachineDescription.Card.defaultMAC(0) } ?? []
     let description = PairDescription(
-      cpus: settings.description.cpus, memory: settings.description.memory, mode: mode, mac: mac,
+      cpus: settings.description.cpus, memory: settings.description.memory, mode: mode, period: options.period,
+      mac: mac,
       disks: disks.map(\.capacity))
     let session = try guest.session(settings)
-    side.tellProgress { tell("pair: \($0)") }
     // A guest that has ended is not to be taken over.
     defer { side.finish() }
-    let code = try session.run(pair: side) {
-      let machine = session.assembled.machine
-      let (backend, disks, replicate) = (backend, disks, replicate)
-      _ = try HostThread.start(name: "pair") {
-        Self.seek(side, machine, backend, disks, replicate, key, description.encoded)
-      }
-    }
+    let protection = Protection(
+      side: side, machine: session.assembled.machine, backend: backend, disks: disks, target: target,
+      description: description.encoded)
+    let code = try session.run(pair: side) { try protection.start() }
     throw code
-  }
-
-  /// Looks for a secondary, and protects the guest while there is one.
-  private static func seek(
-    _ side: PrimarySide, _ machine: Machine, _ backend: PairBackend?, _ disks: [MirroredDisk], _ address: String,
-    _ key: SharedKey, _ description: [UInt8]
-  ) {
-    var told = ""
-    while machine.end == nil {
-      let descriptor = unsafe lx_tcp_connect(address)
-      if descriptor >= 0 {
-        do throws(ChannelError) {
-          let channel = try Channel(descriptor: descriptor, side: .primary, key: key)
-          try channel.awaitAdmission()
-          tell("pair: a secondary is at \(address)")
-          side.onRole = { tell("pair: now \($0.rawValue)") }
-          let why = side.protect(machine, backend: backend, disks: disks, channel: channel, description: description)
-          tell("pair: alone: \(why)")
-          if side.status.role == .fenced {
-            tell("pair: another has taken over; this guest ends")
-            machine.stop()
-            return
-          }
-          told = ""
-        } catch {
-          if told != "\(error)" { tell("pair: \(address): \(error)") }
-          told = "\(error)"
-        }
-      }
-      usleep(200_000)
-    }
   }
 }

@@ -14,6 +14,7 @@ struct SecondaryCommand: ParsableCommand {
         minivmm secondary --listen :7000 --key pair.key --net tap=tap1 --disk copy.img
         minivmm secondary --listen :7000 --key pair.key --net tap=tap1 --control /run/second.sock
         minivmm failover --control /run/second.sock
+        minivmm secondary --listen :7000 --key pair.key --replicate third:7000    # protects the guest after a takeover
 
       """ + ExitStatus.help)
 
@@ -22,6 +23,17 @@ struct SecondaryCommand: ParsableCommand {
 
   @Option(help: ArgumentHelp("File with the key that both sides share.", valueName: "file"))
   var key: String
+
+  @Option(
+    help: ArgumentHelp(
+      "Where signs of life come to, on another network; UDP. As --listen if left out.", valueName: "host:port"))
+  var heartbeat: String?
+
+  @Option(help: ArgumentHelp("Where this side's own secondary listens, for after a takeover.", valueName: "host:port"))
+  var replicate: String?
+
+  @Option(help: ArgumentHelp("Where that secondary's --heartbeat listens.", valueName: "host:port"))
+  var replicateHeartbeat: String?
 
   @OptionGroup var machine: MachineOptions
 
@@ -32,7 +44,6 @@ struct SecondaryCommand: ParsableCommand {
     let key = try PairKey.read(key)
     let settings = try MachineSettings(machine, ConfigurationFile())
     let main = try MainLoop()
-    let resources = try FollowerResources(settings)
     let listener = unsafe lx_tcp_listen(listen)
     guard listener >= 0 else {
       throw Failure(
@@ -41,7 +52,10 @@ struct SecondaryCommand: ParsableCommand {
     }
     var address = listen
     if address.hasSuffix(":0") { address = "\(address.dropLast())\(lx_local_port(listener))" }
-    let service = try SecondaryService(main, settings, resources, listener: listener, address: address, key: key)
+    let resources = try FollowerResources(settings, beats: heartbeat ?? address)
+    let next = replicate.map { Protection.Target(address: $0, heartbeat: replicateHeartbeat, key: key) }
+    let service = try SecondaryService(
+      main, settings, resources, listener: listener, address: address, key: key, next: next)
     let server = try settings.control.map { path in
       try ControlServer(path: path, loop: main.events) { service.answer($0, descriptor: $1) }
     }

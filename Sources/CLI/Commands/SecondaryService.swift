@@ -14,7 +14,7 @@ final class SecondaryService: EventHandler {
     case waiting
     case following(SecondarySide)
     /// It has taken over; the main thread has not heard of it yet.
-    case tookOver(PrimarySide, Session)
+    case tookOver(PrimarySide, Session, Protection?)
     case serving(Session, Controller)
     /// The primary's guest has ended.
     case over
@@ -27,14 +27,17 @@ final class SecondaryService: EventHandler {
   private let listener: CInt
   private let address: String
   private let key: SharedKey
+  /// Where its own secondary is after a takeover.
+  private let next: Protection.Target?
   /// An eventfd: a takeover is done.
   private let turned: CInt
   private let phase = Mutex(Phase.waiting)
 
   init(
     _ main: MainLoop, _ settings: MachineSettings, _ resources: FollowerResources, listener: CInt, address: String,
-    key: SharedKey
+    key: SharedKey, next: Protection.Target?
   ) throws {
+    self.next = next
     self.main = main
     self.settings = settings
     self.resources = resources
@@ -82,7 +85,7 @@ final class SecondaryService: EventHandler {
   private func free() -> SecondarySide? {
     phase.withLock { phase in
       guard case .waiting = phase else { return nil }
-      let side = SecondarySide(refreshes: resources.refreshes)
+      let side = SecondarySide(refreshes: resources.refreshes, beats: resources.beats)
       side.onRole = { tell("pair: now \($0.rawValue)") }
       phase = .following(side)
       return side
@@ -90,21 +93,21 @@ final class SecondaryService: EventHandler {
   }
 
   private func follow(_ channel: Channel, _ side: SecondarySide) {
-    let kept = Mutex<(session: Session, successor: PrimarySide)?>(nil)
+    let kept = Mutex<(session: Session, successor: PrimarySide, protection: Protection?)?>(nil)
     let ending = side.follow(channel) { bytes in
       let description = try PairDescription(decoding: bytes)
       side.mode = description.mode
-      let (settings, parts) = try resources.machine(settings, description, side)
+      let (settings, parts) = try resources.machine(settings, description, side, next)
       let session = try Session(settings, main: main, isMuted: true)
-      let made = parts(session.assembled.machine)
-      kept.withLock { $0 = (session, made.successor) }
+      let (made, protection) = parts(session.assembled.machine)
+      kept.withLock { $0 = (session, made.successor, protection) }
       return made
     }
     let made = kept.withLock { $0.take() }
     switch ending {
     case .tookOver:
       guard let made else { return }
-      phase.withLock { $0 = .tookOver(made.successor, made.session) }
+      phase.withLock { $0 = .tookOver(made.successor, made.session, made.protection) }
       // Whoever looks for a secondary here finds nobody.
       _ = shutdown(listener, CInt(SHUT_RDWR))
       lx_eventfd_signal(turned)
@@ -128,12 +131,15 @@ final class SecondaryService: EventHandler {
   /// The machine is ours now.
   func ready(tag: UInt32, events: UInt32) {
     _ = lx_eventfd_take(turned)
-    let taken = phase.withLock { phase -> Session? in
-      guard case .tookOver(let successor, let session) = phase else { return nil }
+    let taken = phase.withLock { phase -> (Session, Protection?)? in
+      guard case .tookOver(let successor, let session, let protection) = phase else { return nil }
       phase = .serving(session, session.controller(successor))
-      return session
+      return (session, protection)
     }
-    do { try taken?.attach() } catch {
+    do {
+      try taken?.1?.start()
+      try taken?.0.attach()
+    } catch {
       phase.withLock { $0 = .failed(error) }
       main.stop()
     }
@@ -143,7 +149,7 @@ final class SecondaryService: EventHandler {
   func end() throws -> ExitCode {
     switch phase.withLock({ $0 }) {
     case .waiting, .following, .over: return ExitCode(ExitStatus.success.rawValue)
-    case .tookOver(_, let session), .serving(let session, _): return try session.end()
+    case .tookOver(_, let session, _), .serving(let session, _): return try session.end()
     case .failed(let failure): throw failure
     }
   }
@@ -157,7 +163,7 @@ final class SecondaryService: EventHandler {
       return ControlReply(ok: true)
     case (.following(let side), .failover): return Self.failOver(side)
     case (.following(let side), .status): return Self.reply("following", side.status)
-    case (.tookOver(let successor, _), .status): return Self.reply("running", successor.status)
+    case (.tookOver(let successor, _, _), .status): return Self.reply("running", successor.status)
     case (_, .status): return Self.reply("waiting", PairStatus(role: .joining, mode: nil, term: 1))
     case (.waiting, _): return .failure("this side waits for a primary; start one, or `stop` this side")
     default:

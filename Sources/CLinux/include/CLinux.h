@@ -104,6 +104,12 @@ int lx_tcp_listen(const char *address);
 int lx_tcp_accept(int fd);
 /// The port a socket is bound to, or -errno.
 int lx_local_port(int fd);
+// A UDP socket that does not block: bound to "host:port", or connected to it.
+int lx_udp_listen(const char *address);
+int lx_udp_connect(const char *address);
+// A datagram and where it came from; lx_udp_answer makes that the socket's peer, NULL gives it none again.
+ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct sockaddr_storage *from);
+int lx_udp_answer(int fd, const struct sockaddr_storage *peer);
 // Permission bits of an open file.
 int lx_file_mode(int fd);
 int lx_set_file_mode(int fd, int mode);

@@ -33,3 +33,13 @@ public protocol Disk: AnyObject, Sendable {
   /// The range reads as zeros from now on; with `unmap` it may be deallocated.
   func writeZeroes(position: UInt64, count: UInt64, unmap: Bool) -> DiskOutcome
 }
+
+/// A disk whose bytes can be reached without a guest's buffers, for those who replicate it.
+public protocol ByteDisk: Disk {
+  /// Reads `bytes.count` bytes at `position`. 0 or an errno.
+  func copy(into bytes: inout [UInt8], from position: UInt64) -> CInt
+  /// Writes bytes at `position`. 0 or an errno.
+  func put(_ bytes: [UInt8], at position: UInt64) -> CInt
+  /// The first range at or behind `position` that is not a hole; nil when there is none.
+  func data(from position: UInt64) -> Range<UInt64>?
+}

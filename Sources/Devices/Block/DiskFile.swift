@@ -30,7 +30,7 @@ extension DiskError: CustomStringConvertible {
 }
 
 /// A raw image file or block device. Calls may come from several threads; the kernel keeps the file position out of it.
-public final class DiskFile: Disk {
+public final class DiskFile: ByteDisk {
   public let isReadOnly: Bool
   /// Capacity in bytes, a multiple of 512, fixed when opened.
   public let capacity: UInt64
@@ -103,8 +103,7 @@ public final class DiskFile: Disk {
 
   // MARK: Plain bytes, for those who replicate a disk
 
-  /// Reads `bytes.count` bytes at `position`. 0 or an errno.
-  package func copy(into bytes: inout [UInt8], from position: UInt64) -> CInt {
+  public func copy(into bytes: inout [UInt8], from position: UInt64) -> CInt {
     var done = 0
     while done < bytes.count {
       let result = unsafe bytes.withUnsafeMutableBytes { buffer in
@@ -118,8 +117,7 @@ public final class DiskFile: Disk {
     return 0
   }
 
-  /// Writes bytes at `position`. 0 or an errno.
-  package func put(_ bytes: [UInt8], at position: UInt64) -> CInt {
+  public func put(_ bytes: [UInt8], at position: UInt64) -> CInt {
     var done = 0
     while done < bytes.count {
       let result = unsafe bytes.withUnsafeBytes { buffer in
@@ -133,8 +131,7 @@ public final class DiskFile: Disk {
     return 0
   }
 
-  /// The first range at or behind `position` that is not a hole; nil when there is none.
-  package func data(from position: UInt64) -> Range<UInt64>? {
+  public func data(from position: UInt64) -> Range<UInt64>? {
     guard position < capacity else { return nil }
     let start = lx_lseek(descriptor, Int64(position), SEEK_DATA)
     if start == Int64(-ENXIO) { return nil }

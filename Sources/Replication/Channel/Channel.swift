@@ -51,6 +51,14 @@ public final class Channel: Sendable {
   public enum Side: UInt8, Sendable { case primary = 1, secondary = 2 }
 
   public static let version: UInt32 = 2
+  /// The keys of one session and direction, of the channel and of the beats that go with it.
+  struct Keys {
+    let send: SharedKey
+    let receive: SharedKey
+    let sendBeat: SharedKey
+    let receiveBeat: SharedKey
+  }
+
   private static let magic = Array("MVMMPAIR".utf8)
   private static let nonceSize = 32
   private static let macSize = SharedKey.codeSize
@@ -113,8 +121,7 @@ public final class Channel: Sendable {
   }
 
   private let descriptor: CInt
-  private let sendKey: SharedKey
-  private let receiveKey: SharedKey
+  let keys: Keys
   private let queue = Mutex(Queue())
   /// An eventfd: something waits to be sent.
   private let wake: CInt
@@ -133,7 +140,7 @@ public final class Channel: Sendable {
   ) throws(ChannelError) {
     // What fails here has no deinit.
     do throws(ChannelError) {
-      (sendKey, receiveKey) = try Self.shakeHands(descriptor, side, key, timeout: timeout)
+      keys = try Self.shakeHands(descriptor, side, key, timeout: timeout)
     } catch {
       lx_close(descriptor)
       throw error
@@ -144,10 +151,9 @@ public final class Channel: Sendable {
     room = lx_eventfd(0)
   }
 
-  /// The keys of this session: what we send with, and what we receive with.
   private static func shakeHands(
     _ descriptor: CInt, _ side: Side, _ key: SharedKey, timeout: UInt64
-  ) throws(ChannelError) -> (SharedKey, SharedKey) {
+  ) throws(ChannelError) -> Keys {
     let deadline = lx_monotonic_ns() + timeout * 1_000_000
     var mine = [UInt8](repeating: 0, count: nonceSize)
     _ = unsafe mine.withUnsafeMutableBytes { unsafe lx_getrandom($0.baseAddress, $0.count) }
@@ -168,7 +174,8 @@ public final class Channel: Sendable {
     func derived(_ from: Side) -> SharedKey {
       key.derived(salt: salt, info: Array("direction".utf8) + [from.rawValue])
     }
-    return (derived(side), derived(peer))
+    func beat(_ from: Side) -> SharedKey { key.derived(salt: salt, info: Array("beat".utf8) + [from.rawValue]) }
+    return Keys(send: derived(side), receive: derived(peer), sendBeat: beat(side), receiveBeat: beat(peer))
   }
 
   deinit {
@@ -321,7 +328,7 @@ public final class Channel: Sendable {
       lx_eventfd_signal(room)
       wire.record = next
       wire.record.replaceSubrange(0..<4, with: Self.bytes(UInt32(next.count - 4)))
-      wire.record += unsafe wire.record.withUnsafeBytes { unsafe sendKey.code(Self.bytes(wire.number), $0) }
+      wire.record += unsafe wire.record.withUnsafeBytes { unsafe keys.send.code(Self.bytes(wire.number), $0) }
       wire.number += 1
       wire.sent = 0
     }
@@ -361,7 +368,7 @@ public final class Channel: Sendable {
     let number = reader.number
     let start = reader.start
     let expected = unsafe reader.bytes.withUnsafeBytes {
-      unsafe receiveKey.code(Self.bytes(number), UnsafeRawBufferPointer(rebasing: $0[start..<body.upperBound]))
+      unsafe keys.receive.code(Self.bytes(number), UnsafeRawBufferPointer(rebasing: $0[start..<body.upperBound]))
     }
     guard SharedKey.equal(expected[...], reader.bytes[body.upperBound..<body.upperBound + Self.macSize]) else {
       throw .notAuthentic

@@ -9,6 +9,7 @@ public struct FailureDetector: Sendable {
     var last: UInt64
     var mean: Double
     var deviation = 0.0
+    var hasEnded = false
   }
 
   /// Time-outs in nanoseconds.
@@ -38,6 +39,12 @@ public struct FailureDetector: Sendable {
     paths[path].last = max(paths[path].last, now)
   }
 
+  /// Nothing more comes this way, for certain.
+  public mutating func ended(path: Int) { paths[path].hasEnded = true }
+
+  /// How long a path has been silent, in nanoseconds.
+  public func silence(path: Int, now: UInt64) -> UInt64 { now - min(paths[path].last, now) }
+
   /// The caller itself was not running (stopped, or starved): what the peer sent meanwhile is not read yet.
   public mutating func wasAway(until now: UInt64) {
     for index in paths.indices { paths[index].last = max(paths[index].last, now) }
@@ -50,8 +57,10 @@ public struct FailureDetector: Sendable {
   }
 
   /// When the peer will be dead if nothing comes.
-  public var deadline: UInt64 { paths.indices.map { paths[$0].last + timeout(path: $0) }.max() ?? 0 }
+  public var deadline: UInt64 {
+    paths.indices.map { paths[$0].hasEnded ? 0 : paths[$0].last + timeout(path: $0) }.max() ?? 0
+  }
 
   /// - Parameter grace: more patience, in nanoseconds: while nobody could take over, haste gains nothing.
-  public func isDead(now: UInt64, grace: UInt64 = 0) -> Bool { now > deadline + grace }
+  public func isDead(now: UInt64, grace: UInt64 = 0) -> Bool { deadline == 0 || now > deadline + grace }
 }

@@ -1,0 +1,111 @@
+internal import CLinux
+internal import Glibc
+internal import StateCodec
+internal import Synchronization
+
+/// The second way on which two sides tell each other that they live: UDP datagrams, which wait behind nothing and may go by
+/// another network than the channel.
+///
+///     magic "MVMB"  term:8  sequence:8  flags:1  HMAC-SHA-256(direction's beat key, the 21 bytes before)
+///
+/// The keys belong to one channel (HKDF with its nonces), and sequence numbers ascend, so that nothing older counts. From any
+/// thread.
+public final class BeatPath: Sendable {
+  public struct Beat: Equatable, Sendable {
+    public var term: UInt64
+    /// The sender serves on without the receiver, which must not take over.
+    public var hasLeft: Bool
+    public init(term: UInt64, hasLeft: Bool) {
+      self.term = term
+      self.hasLeft = hasLeft
+    }
+  }
+
+  public enum Arrival: Equatable, Sendable {
+    case none
+    case beat(Beat)
+    /// The other host says that nobody is there any more.
+    case gone
+  }
+
+  private static let magic = Array("MVMB".utf8)
+  private static let size = 21
+
+  private struct State {
+    var keys: Channel.Keys?
+    var sent: UInt64 = 0
+    var received: UInt64 = 0
+    /// Knows where to send to.
+    var hasPeer: Bool
+  }
+
+  /// Readable when a datagram waits.
+  public let descriptor: CInt
+  private let listens: Bool
+  private let state: Mutex<State>
+
+  /// - Parameters:
+  ///   - address: "host:port"; where to listen (secondary), or where the other listens (primary).
+  public init(_ address: String, listens: Bool) throws(ChannelError) {
+    descriptor = listens ? unsafe lx_udp_listen(address) : unsafe lx_udp_connect(address)
+    self.listens = listens
+    state = Mutex(State(hasPeer: !listens))
+    guard descriptor >= 0 else { throw .system(operation: "opening UDP \(address)", errno: -descriptor) }
+  }
+
+  deinit { if descriptor >= 0 { lx_close(descriptor) } }
+
+  /// Beats belong to this channel from now on.
+  public func begin(_ channel: Channel) {
+    state.withLock { state in
+      state.keys = channel.keys
+      (state.sent, state.received) = (0, 0)
+      guard listens else { return }
+      _ = lx_udp_answer(descriptor, nil)
+      state.hasPeer = false
+    }
+  }
+
+  /// - Returns: false when the other host says that nobody is there.
+  @discardableResult
+  public func send(_ beat: Beat) -> Bool {
+    state.withLock { state in
+      guard let keys = state.keys, state.hasPeer else { return true }
+      state.sent += 1
+      var out = StateWriter()
+      out.put(beat.term)
+      out.put(state.sent)
+      out.put(beat.hasLeft)
+      let body = Self.magic + out.bytes
+      let datagram = body + keys.sendBeat.code(body, [])
+      return unsafe datagram.withUnsafeBytes { unsafe lx_send(descriptor, $0.baseAddress, $0.count) } != -Int(
+        ECONNREFUSED)
+    }
+  }
+
+  /// The next datagram that waits and is authentic.
+  public func receive() -> Arrival {
+    state.withLock { state in
+      var bytes = [UInt8](repeating: 0, count: 128)
+      while true {
+        var from = sockaddr_storage()
+        let got = unsafe bytes.withUnsafeMutableBytes {
+          unsafe lx_udp_receive(descriptor, $0.baseAddress, $0.count, &from)
+        }
+        if got == -Int(ECONNREFUSED) { return .gone }
+        if got == -Int(EINTR) { continue }
+        guard got >= 0 else { return .none }
+        guard let keys = state.keys, got == Self.size + SharedKey.codeSize, Array(bytes[..<4]) == Self.magic,
+          SharedKey.equal(keys.receiveBeat.code(Array(bytes[..<Self.size]), [])[...], bytes[Self.size..<got])
+        else { continue }
+        var reader = StateReader(Array(bytes[4..<Self.size]))
+        guard let term = try? reader.get(UInt64.self), let sequence = try? reader.get(UInt64.self),
+          let hasLeft = try? reader.get(Bool.self), sequence > state.received
+        else { continue }
+        state.received = sequence
+        if listens, !state.hasPeer { state.hasPeer = unsafe lx_udp_answer(descriptor, &from) == 0 }
+        return .beat(Beat(term: term, hasLeft: hasLeft))
+      }
+    }
+  }
+}
