@@ -336,8 +336,10 @@ public final class SecondarySide: PairTraffic {
     parts.backend?.serve(parts.successor)
     if let tap = parts.tap {
       TapOutput.announce(parts.mac, on: tap)
-      for frame in state.withLock({ $0.unconfirmed.take(now: lx_monotonic_ns()) }) {
-        _ = TapOutput.send(frame, to: tap)
+      let sent = state.withLock { $0.unconfirmed.take(now: lx_monotonic_ns()) }
+      let received = parts.backend?.log.sinceCheckpoint ?? []
+      for index in Repetition.needed(sent: sent, received: received, header: NetHeader.size) {
+        _ = TapOutput.send(sent[index], to: tap)
       }
     }
     peer.change(.takeoverDone)

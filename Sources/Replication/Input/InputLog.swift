@@ -65,6 +65,9 @@ public final class InputLog: Sendable {
     }
   }
 
+  /// What has come since the last checkpoint that was loaded, given to the guest or not.
+  public var sinceCheckpoint: [[UInt8]] { state.withLock { Array($0.frames[$0.head...]) } }
+
   /// The guest is put back to a checkpoint that was taken when `given` frames had been given: they are dropped, and those
   /// after them are given again.
   public func rewind(toCheckpointAfter given: UInt64) throws(Refusal) {

@@ -1,0 +1,44 @@
+/// Which of a guest's last frames a takeover has to repeat: those of which the client has not shown that it got them.
+public enum Repetition {
+  /// - Parameters:
+  ///   - sent: what the guest has sent since a checkpoint, oldest first, with `header` bytes in front.
+  ///   - received: what has come for it since, alike.
+  /// - Returns: places in `sent`, ascending. Frames that are no TCP are all among them. Of TCP's there are those that reach
+  ///   beyond what the client has acknowledged, and the last bare acknowledgement of a connection that the client has not
+  ///   ended: repeated to one that is over, it would be answered by a reset.
+  public static func needed(sent: [[UInt8]], received: [[UInt8]], header: Int) -> [Int] {
+    var acknowledged: [FlowKey: UInt32] = [:]
+    var ended: Set<FlowKey> = []
+    for bytes in received where bytes.count > header {
+      let frame = Frame(bytes.span.extracting(header...))
+      guard frame.kind == .tcp else { continue }
+      let key = frame.key.reversed
+      if frame.flags.contains(.syn) { ended.remove(key) }
+      if !frame.flags.isDisjoint(with: [.fin, .rst]) { ended.insert(key) }
+      guard frame.flags.contains(.ack) else { continue }
+      if let known = acknowledged[key], Int32(bitPattern: frame.acknowledgement &- known) < 0 { continue }
+      acknowledged[key] = frame.acknowledgement
+    }
+    var needed: [Int] = []
+    var seen: Set<FlowKey> = []
+    for index in sent.indices.reversed() where sent[index].count > header {
+      let bytes = sent[index]
+      let frame = Frame(bytes.span.extracting(header...))
+      guard frame.kind == .tcp else {
+        needed.append(index)
+        continue
+      }
+      let isLast = seen.insert(frame.key).inserted
+      let flags = frame.flags.isDisjoint(with: [.syn, .fin]) ? 0 : 1
+      let length = UInt32(truncatingIfNeeded: frame.payload.count + flags)
+      if length == 0 {
+        if isLast, !ended.contains(frame.key) { needed.append(index) }
+      } else if let known = acknowledged[frame.key] {
+        if Int32(bitPattern: frame.sequence &+ length &- known) > 0 { needed.append(index) }
+      } else {
+        needed.append(index)
+      }
+    }
+    return needed.reversed()
+  }
+}

@@ -1,0 +1,53 @@
+import Replication
+import Testing
+
+@Suite("Repetition at a takeover") struct RepetitionTests {
+  private static let header = [UInt8](repeating: 0, count: 12)
+
+  private func needed(_ sent: [TCPSegment], _ received: [TCPSegment] = []) -> [Int] {
+    Repetition.needed(
+      sent: sent.map { Self.header + $0.bytes },
+      received: received.map { segment in
+        var segment = segment
+        segment.isIncoming = true
+        return Self.header + segment.bytes
+      }, header: Self.header.count)
+  }
+
+  private let data = TCPSegment(sequence: 100, payload: [1, 2, 3])
+
+  @Test func unacknowledgedData_isRepeated_acknowledgedIsNot() {
+    #expect(needed([data]) == [0])
+    #expect(needed([data], [TCPSegment(acknowledgement: 102)]) == [0])
+    #expect(needed([data], [TCPSegment(acknowledgement: 103)]) == [])
+    #expect(needed([data], [TCPSegment(acknowledgement: 103), TCPSegment(acknowledgement: 90)]) == [])
+  }
+
+  @Test func sequenceNumbersWrap() {
+    let last = TCPSegment(sequence: 0xffff_fffe, payload: [1, 2, 3])
+    #expect(needed([last], [TCPSegment(acknowledgement: 0)]) == [0])
+    #expect(needed([last], [TCPSegment(acknowledgement: 1)]) == [])
+  }
+
+  /// The end of a connection that the client knows of: anything repeated would be answered, and that by a reset.
+  @Test func overConnection_isLeftAlone() {
+    let end = TCPSegment(sequence: 103, flags: TCPSegment.fin | TCPSegment.ack)
+    let sent = [data, end, TCPSegment(sequence: 104)]
+    #expect(needed(sent, [TCPSegment(acknowledgement: 104, flags: TCPSegment.fin | TCPSegment.ack)]) == [])
+    #expect(needed(sent, [TCPSegment(acknowledgement: 103)]) == [1, 2])
+  }
+
+  @Test func bareAcknowledgements_onlyTheLast() {
+    let bare = TCPSegment(sequence: 103)
+    #expect(needed([bare, bare, bare], [TCPSegment(acknowledgement: 103)]) == [2])
+    #expect(needed([bare, data], [TCPSegment(acknowledgement: 100)]) == [1])
+  }
+
+  @Test func flowsAreApart_andOthersAreAllRepeated() {
+    var other = data
+    other.peerPort = 1
+    #expect(needed([data, other], [TCPSegment(acknowledgement: 103)]) == [1])
+    let datagram = Self.header + udp([1])
+    #expect(Repetition.needed(sent: [datagram, Self.header, []], received: [[], datagram], header: 12) == [0])
+  }
+}
