@@ -295,7 +295,8 @@ public final class PrimarySide: PairTraffic {
         .disk(
           index: UInt8(index), epoch: epoch, position: change.position, count: count, zero: unmap ? 2 : 1, bytes: [])
       }
-    do throws(ChannelError) { try channel.send(message) } catch { channel.abandon() }
+    do throws(ChannelError) { try channel.post(message) } catch { channel.abandon() }
+    channel.wakeSender()
   }
 
   /// Until a checkpoint is due: why; nil when the secondary is lost.

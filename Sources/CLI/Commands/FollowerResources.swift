@@ -13,6 +13,8 @@ struct FollowerResources: Sendable {
   private var disks: [DiskFile] = []
   /// The second way of signs of life, towards the primary.
   let beats: BeatPath?
+  /// For the threads that make and follow: what they hear comes from another host.
+  let filters: SeccompFilters
 
   /// - Parameter beats: where the primary's signs of life come to, besides the channel.
   init(_ settings: MachineSettings, beats: String) throws {
@@ -25,6 +27,8 @@ struct FollowerResources: Sendable {
       tap = try TapBackend(name: name)
     }
     for disk in settings.description.disks { disks.append(try DiskFile(path: disk.path, readOnly: disk.readOnly)) }
+    filters = try SeccompFilters(
+      mode: settings.description.seccomp, exitCode: settings.description.seccompExitCode)
     refreshes = HostProbe.translationsGoStale()
   }
 
@@ -79,7 +83,7 @@ struct FollowerResources: Sendable {
           next.map { next in
             Protection(
               side: successor, machine: machine, backend: made, disks: mirrored, target: next,
-              description: description.encoded)
+              description: description.encoded, filters: filters)
           }
         )
       }

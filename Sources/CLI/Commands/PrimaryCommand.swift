@@ -80,7 +80,7 @@ struct PrimaryCommand: ParsableCommand {
     defer { side.finish() }
     let protection = Protection(
       side: side, machine: session.assembled.machine, backend: backend, disks: disks, target: target,
-      description: description.encoded)
+      description: description.encoded, filters: session.assembled.filters)
     let code = try session.run(pair: side) { try protection.start() }
     throw code
   }

@@ -25,11 +25,15 @@ struct Protection: Sendable {
   let disks: [MirroredDisk]
   let target: Target
   let description: [UInt8]
+  let filters: SeccompFilters
 
   func start() throws {
     side.onRole = { tell("pair: now \($0.rawValue)") }
     side.tellProgress { tell("pair: \($0)") }
-    _ = try HostThread.start(name: "pair") { seek() }
+    _ = try HostThread.start(name: "pair") {
+      AssembledMachine.restrict(filters, .pair)
+      seek()
+    }
   }
 
   private func seek() {

@@ -56,7 +56,9 @@ final class SecondaryService: EventHandler {
 
   // MARK: Connections
 
+  /// The threads that it starts inherit its filter.
   private func listen() {
+    AssembledMachine.restrict(resources.filters, .pair)
     var told = ""
     func say(_ line: String) {
       // Whoever is refused tries again, several times a second.

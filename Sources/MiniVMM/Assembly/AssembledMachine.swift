@@ -126,7 +126,7 @@ public final class AssembledMachine: Sendable {
   }
 
   /// A thread that can't be restricted must not run: what it would do is unchecked.
-  private static func restrict(_ filters: SeccompFilters, _ kind: SeccompFilters.ThreadKind) {
+  public static func restrict(_ filters: SeccompFilters, _ kind: SeccompFilters.ThreadKind) {
     do throws(SeccompError) { try filters.load(kind) } catch {
       let line = Array("minivmm: \(error)\n".utf8)
       _ = unsafe line.withUnsafeBytes { unsafe lx_write(2, $0.baseAddress, $0.count) }

@@ -35,6 +35,8 @@ public enum SeccompError: Error, Equatable, Sendable, CustomStringConvertible {
 public struct SeccompFilters: Sendable {
   public enum ThreadKind: String, CaseIterable, Sendable {
     case vcpu, device, disk, control
+    /// The threads of a pair: what speaks to the other host, and makes and moves the machine by what it hears.
+    case pair
   }
 
   private var programs: [ThreadKind: [UInt8]] = [:]
@@ -75,6 +77,15 @@ public struct SeccompFilters: Sendable {
         "timerfd_settime",
       ]
     case .disk: common + ["preadv2", "pwritev2", "pread64", "pwrite64", "fdatasync", "fallocate"]
+    // The threads that a pair's start inherit its list, a secondary's vCPUs among them, so that it holds theirs as well.
+    case .pair:
+      common + [
+        "epoll_wait", "epoll_pwait", "epoll_ctl", "epoll_create1", "eventfd2", "timerfd_create", "timerfd_settime",
+        "preadv2", "pwritev2", "pread64", "pwrite64", "lseek", "fstat", "newfstatat", "ftruncate", "fdatasync",
+        "fallocate", "memfd_create", "fcntl", "openat", "socket", "connect", "bind", "getsockname", "getpeername",
+        "setsockopt", "accept4", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "shutdown", "clone", "clone3",
+        "sched_setscheduler", "sched_getaffinity", "clock_nanosleep", "seccomp", "uname", "getuid", "geteuid",
+      ]
     case .control:
       common + [
         "accept4", "sendto", "sendmsg", "recvfrom", "recvmsg", "epoll_ctl", "epoll_wait", "epoll_pwait", "lseek",
@@ -91,6 +102,7 @@ public struct SeccompFilters: Sendable {
     case .vcpu: return run.map { UInt($0.rawValue) } + [UInt(lx_ioctl_tun_offload)]
     case .device: return [UInt(lx_ioctl_tun_offload)]
     case .disk: return []
+    case .pair: return [UInt(lx_ioctl_tun_offload)]
     case .control: return [UInt(lx_ioctl_tcgets), UInt(lx_ioctl_tcsets), UInt(lx_ioctl_tcsets) + 1]
     }
   }
@@ -110,8 +122,8 @@ public struct SeccompFilters: Sendable {
     }
     let ioctlNumber = unsafe seccomp_syscall_resolve_name("ioctl")
     var rules = requests(kind).map { scmp_arg_cmp(arg: 1, op: SCMP_CMP_EQ, datum_a: UInt64($0), datum_b: 0) }
-    // The control thread saves and restores: any of KVM's requests (_IOC type 0xae).
-    if kind == .control { rules.append(scmp_arg_cmp(arg: 1, op: SCMP_CMP_MASKED_EQ, datum_a: 0xff00, datum_b: 0xae00)) }
+    // These make, save and restore machines: any of KVM's requests (_IOC type 0xae).
+    if kind == .control || kind == .pair { rules.append(scmp_arg_cmp(arg: 1, op: SCMP_CMP_MASKED_EQ, datum_a: 0xff00, datum_b: 0xae00)) }
     for var rule in rules {
       let result = unsafe seccomp_rule_add_array(filter, mv_seccomp_allow, ioctlNumber, 1, &rule)
       guard result == 0 else { throw failed(result) }

@@ -195,6 +195,9 @@ public final class Channel: Sendable {
   /// Queues a message that must not wait for long: until the next ``flush()`` or ``send(_:)``.
   public func post(_ message: Message) throws(ChannelError) { try enqueue(message.encoded, urgent: true) }
 
+  /// Has the sending thread send what was posted: for threads that may not.
+  public func wakeSender() { lx_eventfd_signal(wake) }
+
   /// Sends what is urgent, as far as the socket takes it; the sending thread does the rest.
   public func flush() {
     if wire.withLockIfAvailable({ transmit(&$0, bulk: false) }) != true { lx_eventfd_signal(wake) }
