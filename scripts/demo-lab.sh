@@ -2,7 +2,7 @@ source scripts/demo.sh
 say "booting the lab guest (1 vCPU, 64 MiB)"
 start_guest --kernel guests/lab/out/lab.elf --memory 64M --cpus 1 \
   --cmdline "service=kv,echo ip=$guest_address/24 gw=$host_address"
-wait_for_line "lab: ready" 20
+wait_for guest "lab: ready" 20
 say "clients"
 check "redis-cli PING" PONG redis-cli -h "$guest_address" ping
 check "redis-cli SET" OK redis-cli -h "$guest_address" set greeting "hello from ring 3"
