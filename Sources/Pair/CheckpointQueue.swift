@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Devices
+internal import GuestMemory
 internal import MiniVMM
 internal import Synchronization
 
@@ -18,6 +19,7 @@ struct WholeCheckpoint: Sendable {
 final class CheckpointQueue: Sendable {
   private struct State {
     var waiting: [WholeCheckpoint] = []
+    var loading: [WholeCheckpoint] = []
     var spare: [PageStage] = []
     var hasEnded = false
   }
@@ -43,6 +45,19 @@ final class CheckpointQueue: Sendable {
   /// An empty stage for the next checkpoint's pages.
   func stage() -> PageStage { state.withLock { $0.spare.popLast() } ?? PageStage() }
 
+  /// Receiving thread: what a page is by the checkpoints that are whole. A page that none of those in the queue has is in
+  /// `memory`, where the loading thread leaves it alone.
+  func copy(_ page: Int, from memory: GuestMemory, to place: UnsafeMutableRawBufferPointer) {
+    state.withLock { state in
+      for checkpoint in (state.loading + state.waiting).reversed() {
+        if let contents = unsafe checkpoint.stage.find(page) { return unsafe place.copyMemory(from: contents) }
+      }
+      if let contents = unsafe memory.checkpointPage(page) {
+        unsafe place.copyMemory(from: UnsafeRawBufferPointer(contents))
+      }
+    }
+  }
+
   /// Receiving thread. Waits while too many wait; ends with the loading thread's.
   func put(_ checkpoint: WholeCheckpoint) {
     while state.withLock({ $0.waiting.count >= Self.limit && !$0.hasEnded }) {
@@ -57,8 +72,9 @@ final class CheckpointQueue: Sendable {
   func take() -> [WholeCheckpoint] {
     while true {
       let (waiting, hasEnded) = state.withLock { state in
-        defer { state.waiting = [] }
-        return (state.waiting, state.hasEnded)
+        state.loading = state.waiting
+        state.waiting = []
+        return (state.loading, state.hasEnded)
       }
       if !waiting.isEmpty { lx_eventfd_signal(room) }
       if !waiting.isEmpty || hasEnded { return waiting }
@@ -69,8 +85,9 @@ final class CheckpointQueue: Sendable {
 
   /// Loading thread: the stages of what it has loaded, to be used again.
   func giveBack(_ checkpoints: [WholeCheckpoint]) {
-    for checkpoint in checkpoints { checkpoint.stage.removeAll() }
     state.withLock { state in
+      state.loading = []
+      for checkpoint in checkpoints { checkpoint.stage.removeAll() }
       // One that is filled and one that is loaded.
       state.spare.append(contentsOf: checkpoints.map(\.stage).prefix(2 - min(2, state.spare.count)))
     }

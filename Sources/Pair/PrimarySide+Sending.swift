@@ -7,13 +7,16 @@ extension PrimarySide {
   func send(_ pages: PageSet, _ machine: Machine, _ channel: Channel, _ stage: PageStage) throws {
     stage.removeAll()
     try stage.add(pages, of: machine.memory)
-    try send(stage, 0, channel)
+    try send(stage, 0, nil, channel)
   }
 
-  func send(_ stage: PageStage, _ epoch: UInt64, _ channel: Channel) throws(ChannelError) {
+  /// - Parameter sent: what the secondary knows of the pages; nil while they are copied for the first time.
+  func send(_ stage: PageStage, _ epoch: UInt64, _ sent: SentPages?, _ channel: Channel) throws(ChannelError) {
     var run: [UInt8] = []
     for (index, page) in stage.pages.enumerated() {
-      unsafe PageRun.append(UInt64(page), UnsafeRawBufferPointer(stage.contents(index)), to: &run)
+      let contents = unsafe UnsafeRawBufferPointer(stage.contents(index))
+      unsafe PageRun.append(UInt64(page), contents, base: sent?.last(page), to: &run)
+      unsafe sent?.told(page, contents)
       if (index + 1) % 64 == 0 || index + 1 == stage.pages.count {
         try channel.sendBulk(.pages(epoch: epoch, run: run))
         run.removeAll(keepingCapacity: true)
@@ -23,9 +26,9 @@ extension PrimarySide {
 
   func send(
     _ stage: PageStage, _ epoch: UInt64, _ saved: [UInt8], _ given: [UInt64], _ mappings: [UInt8],
-    _ channel: Channel
+    _ sent: SentPages, _ channel: Channel
   ) throws(ChannelError) {
-    try send(stage, epoch, channel)
+    try send(stage, epoch, sent, channel)
     try channel.sendBulk(
       .checkpoint(epoch: epoch, pages: UInt64(stage.pages.count), given: given, mappings: mappings, state: saved))
   }

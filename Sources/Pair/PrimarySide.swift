@@ -212,6 +212,7 @@ public final class PrimarySide: PairTraffic {
     var first = true
     var last = lx_monotonic_ns()
     var patience = Patience(shortest: options.patience)
+    let sent = SentPages(pageCount: machine.memory.pageCount)
     while true {
       let cause = first ? .first : wait(since: last, &patience)
       if machine.end != nil { return "the guest has ended" }
@@ -241,7 +242,7 @@ public final class PrimarySide: PairTraffic {
         }
         last = lx_monotonic_ns()
         meter.tookCheckpoint(epoch, cause, pause: last - began, pages: stage.pages.count)
-        try send(stage, epoch, saved, first ? [0] : given, mappings, channel)
+        try send(stage, epoch, saved, first ? [0] : given, mappings, sent, channel)
         first = false
         guard awaitReceived(epoch) else { return "the secondary is lost" }
       } catch {

@@ -203,13 +203,23 @@ public final class SecondarySide: PairTraffic {
       case .disk(let index, let epoch, let position, let count, let zero, let bytes):
         try change(made, index, epoch, position, count, zero, bytes, isCopy: received == 0)
       case .pages(let epoch, let run):
+        let memory = made.machine.memory
         try unsafe PageRun.decode(run, pageCount: pageCount) { page, contents throws(StateError) in
           // The first copy goes straight into RAM that nobody uses yet.
-          if epoch == 0, received == 0 {
-            _ = unsafe made.machine.memory.setCheckpointPage(page, contents)
-          } else {
-            do { unsafe try stage.add(page).copyMemory(from: contents) } catch { throw .invalid("\(error)") }
+          if epoch == 0, received == 0, case .whole(let bytes) = unsafe contents {
+            _ = unsafe memory.setCheckpointPage(page, bytes)
+            return
           }
+          guard page > stage.pages.last ?? -1 else { throw .invalid("page \(page) out of turn") }
+          do {
+            let place = unsafe try stage.add(page)
+            switch unsafe contents {
+            case .whole(let bytes): unsafe place.copyMemory(from: bytes)
+            case .changes(let changes):
+              unsafe queue.copy(page, from: memory, to: place)
+              unsafe PageRun.apply(changes, to: place)
+            }
+          } catch { throw .invalid("\(error)") }
         }
       case .checkpoint(let epoch, let pages, let given, let mappings, let saved):
         guard epoch == received + 1 || received == 0, epoch > 0, pages == UInt64(stage.pages.count),

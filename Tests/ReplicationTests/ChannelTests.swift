@@ -53,10 +53,55 @@ import Testing
     #expect(coded.count == 4 * 9 + 2 * 4096)
     var got: [Int: UInt8] = [:]
     try unsafe PageRun.decode(coded, pageCount: 11) { page, contents throws(StateError) in
-      #expect(contents.count == 4096)
-      got[page] = unsafe contents[4095]
+      guard case .whole(let bytes) = unsafe contents else { throw .invalid("changes") }
+      #expect(bytes.count == 4096)
+      got[page] = unsafe bytes[4095]
     }
     #expect(got == [3: 0, 4: 7, 9: 0, 10: 9])
+  }
+
+  /// Any change of any density: what was, brought up by what is said, is what is; and never longer than a page.
+  @Test(arguments: 0..<60 as Range<UInt64>) func changes_bringAPageUpToDate(seed: UInt64) throws {
+    var random = SeededGenerator(seed: seed)
+    let old = (0..<4096).map { _ in UInt8.random(in: 0...3, using: &random) }
+    var new = old
+    for _ in 0..<Int.random(in: 0...(seed % 3 == 0 ? 2000 : 20), using: &random) {
+      new[Int.random(in: 0..<4096, using: &random)] &+= 1
+    }
+    if seed == 0 { new = old }
+    if seed == 1 { new[4095] = 0xff }
+    var coded: [UInt8] = []
+    unsafe new.withUnsafeBytes { new in
+      unsafe old.withUnsafeBytes { unsafe PageRun.append(5, new, base: $0, to: &coded) }
+    }
+    #expect(coded.count <= 9 + 4096)
+    if seed == 0 { #expect(coded.count == 11) }
+    var got = old
+    try unsafe PageRun.decode(coded, pageCount: 6) { page, contents throws(StateError) in
+      #expect(page == 5)
+      unsafe got.withUnsafeMutableBytes { place in
+        switch unsafe contents {
+        case .whole(let bytes): unsafe place.copyMemory(from: bytes)
+        case .changes(let changes): unsafe PageRun.apply(changes, to: place)
+        }
+      }
+    }
+    #expect(got == new)
+  }
+
+  @Test func malformedChanges_areRefused() {
+    let number: [UInt8] = [1, 0, 0, 0, 0, 0, 0, 0, 2]
+    // An empty change, half of one, words beyond the page, more words than there are, more bytes than there are.
+    let bad: [[UInt8]] = [
+      [4, 0, 0, 0, 0, 0], [2, 0, 0, 0], [12, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+      [12, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+      [13, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0], [1],
+    ]
+    for changes in bad {
+      #expect(throws: StateError.self) {
+        try unsafe PageRun.decode(number + changes, pageCount: 2) { _, _ throws(StateError) in }
+      }
+    }
   }
 
   @Test func malformed_isRefusedBeforeAnythingIsDone() {

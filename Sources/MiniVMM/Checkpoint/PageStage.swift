@@ -22,6 +22,18 @@ public import GuestMemory
     unsafe UnsafeMutableRawBufferPointer(rebasing: area[index * Self.pageSize..<(index + 1) * Self.pageSize])
   }
 
+  /// The copy of a page; nil when there is none. Pages were added in ascending order.
+  public func find(_ page: Int) -> UnsafeRawBufferPointer? {
+    var low = 0
+    var high = pages.count
+    while low < high {
+      let middle = (low + high) / 2
+      if pages[middle] < page { low = middle + 1 } else { high = middle }
+    }
+    guard low < pages.count, pages[low] == page else { return nil }
+    return unsafe UnsafeRawBufferPointer(contents(low))
+  }
+
   /// Copies pages out of guest RAM.
   public func add(_ set: PageSet, of memory: GuestMemory) throws(GuestMemoryError) {
     let count = set.population

@@ -123,7 +123,9 @@ public struct SeccompFilters: Sendable {
     let ioctlNumber = unsafe seccomp_syscall_resolve_name("ioctl")
     var rules = requests(kind).map { scmp_arg_cmp(arg: 1, op: SCMP_CMP_EQ, datum_a: UInt64($0), datum_b: 0) }
     // These make, save and restore machines: any of KVM's requests (_IOC type 0xae).
-    if kind == .control || kind == .pair { rules.append(scmp_arg_cmp(arg: 1, op: SCMP_CMP_MASKED_EQ, datum_a: 0xff00, datum_b: 0xae00)) }
+    if kind == .control || kind == .pair {
+      rules.append(scmp_arg_cmp(arg: 1, op: SCMP_CMP_MASKED_EQ, datum_a: 0xff00, datum_b: 0xae00))
+    }
     for var rule in rules {
       let result = unsafe seccomp_rule_add_array(filter, mv_seccomp_allow, ioctlNumber, 1, &rule)
       guard result == 0 else { throw failed(result) }
