@@ -39,7 +39,10 @@ struct SecondaryCommand: ParsableCommand {
 
   @OptionGroup var child: ChildOptions
 
+  @OptionGroup var faults: FaultOptions
+
   func run() throws {
+    try FaultPoints.install(faults.fault)
     try child.apply()
     let key = try PairKey.read(key)
     let settings = try MachineSettings(machine, ConfigurationFile())
