@@ -392,7 +392,8 @@ public final class PrimarySide: PairTraffic {
         backend?.roomMade()
       }
     } catch {
-      channel.close()
+      // A secondary that talks nonsense lives, and must hear that it is left before it sees the end.
+      if case ChannelError.closed = error { channel.close() }
       peer.lose()
       receivingEnded.store(true, ordering: .releasing)
       lx_eventfd_signal(wake)
