@@ -14,6 +14,8 @@ public struct RoundRunner {
   private let guest: GuestKind
   private let folder: URL
   private var notes: [String] = []
+  /// Nothing that happened has parted them.
+  private var isPair = false
 
   public init(_ round: Round, guest: GuestKind = .lab, folder: URL) {
     self.round = round
@@ -43,7 +45,7 @@ public struct RoundRunner {
     do {
       served = try suffer(round.blow, pair, secondary, load)
       if let second = round.second, served === pair.primary {
-        secondary = try pair.addSecondary()
+        if !isPair { secondary = try pair.addSecondary() }
         try pair.waitUntilProtected()
         served = try suffer(second, pair, secondary, load)
       }
@@ -70,6 +72,7 @@ public struct RoundRunner {
       usleep(UInt32(blow.after) * 1000)
     } else if !waitUntil(seconds: 8, { victim.console.contains("pair: fault:") }) {
       notes.append("the point was not reached")
+      isPair = true
       return primary
     }
     switch blow.kind {
@@ -104,6 +107,7 @@ public struct RoundRunner {
     if primaryServes, secondaryServes { throw HarnessError("split: both sides serve") }
     guard primaryServes || secondaryServes else { throw HarnessError("neither side serves") }
     let alone = primary.console.ranges(of: "pair: alone").count >= times
+    isPair = !secondaryServes && !alone
     notes.append(secondaryServes ? "replaced" : alone ? "alone" : "still a pair")
     return secondaryServes ? secondary : primary
   }
