@@ -2,6 +2,7 @@ import ArgumentParser
 import CLinux
 import Devices
 import Glibc
+import Pair
 
 struct SecondaryCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
