@@ -161,7 +161,6 @@ public final class PrimarySide: PairTraffic {
       state.isProtecting = true
     }
     defer { state.withLock { $0.isProtecting = false } }
-    FaultPoints.use(channel)
     peer.begin(channel)
     receivingEnded.store(false, ordering: .releasing)
     peer.change(.secondaryConnected)

@@ -39,6 +39,9 @@ public final class Guest: @unchecked Sendable {
     return text
   }
 
+  /// How often the console has shown this.
+  public func count(of line: String) -> Int { console.ranges(of: line).count }
+
   public var isRunning: Bool { process.isRunning }
 
   public var identifier: Int32 { process.processIdentifier }

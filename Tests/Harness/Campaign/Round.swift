@@ -19,7 +19,7 @@ public struct SeededGenerator {
   public mutating func one<T>(of list: [T]) -> T { list[number(0...list.count - 1)] }
 }
 
-/// What happens to one side of a pair.
+/// What happens to one side of a pair: to who serves (primary), or to who follows.
 public struct Blow: Equatable, Sendable, CustomStringConvertible {
   public enum Side: String, Sendable { case primary, secondary }
   public enum Kind: Equatable, Sendable {
@@ -29,7 +29,7 @@ public struct Blow: Equatable, Sendable, CustomStringConvertible {
     case killAt(String)
     case stopAt(String)
     case delayAt(String)
-    /// What is sent is spoilt: both sides live, and one of them has to give way.
+    /// The channel is spoilt or cut: both sides live, and one of them has to give way.
     case spoilAt(String)
   }
 
@@ -70,9 +70,11 @@ public struct Round: Equatable, Sendable {
       let point = chance.one(of: ["takeoverBegun", "takeoverDisks", "takeoverServed"])
       takeoverFault = "\(point)=delay:\(chance.number(1...300))"
     }
-    if blow.side == .secondary, chance.number(0...1) == 0 {
+    if chance.number(0...1) == 0 {
       // From outside: a fault point would have been passed while the first secondary was there.
-      second = Blow(side: .primary, kind: chance.one(of: [.kill, .kill, .stop]), after: chance.number(0...1200))
+      second = Blow(
+        side: chance.one(of: [.primary, .primary, .secondary]), kind: chance.one(of: [.kill, .kill, .stop]),
+        after: chance.number(0...1200))
     }
   }
 
@@ -93,6 +95,7 @@ public struct Round: Equatable, Sendable {
     let passage = point == "joining" ? 1 : chance.number(side == .primary ? 2...9 : 1...9)
     func fault(_ action: String) -> String { "\(point)=\(action)@\(passage)" }
     let delay = chance.number(1...300)
+    let spoilt = chance.one(of: ["corrupt", "short", "cut"])
     let how: Blow.Kind =
       switch kind {
       case 0..<30: .kill
@@ -100,7 +103,7 @@ public struct Round: Equatable, Sendable {
       case 42..<74: .killAt(fault("kill"))
       case 74..<82: .stopAt(fault("stop"))
       case 82..<92: .delayAt(fault("delay:\(delay)"))
-      default: .spoilAt(fault("corrupt"))
+      default: .spoilAt(fault(spoilt))
       }
     return Blow(side: side, kind: how, after: after)
   }

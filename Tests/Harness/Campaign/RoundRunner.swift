@@ -14,8 +14,6 @@ public struct RoundRunner {
   private let guest: GuestKind
   private let folder: URL
   private var notes: [String] = []
-  /// Nothing that happened has parted them.
-  private var isPair = false
 
   public init(_ round: Round, guest: GuestKind = .lab, folder: URL) {
     self.round = round
@@ -40,19 +38,18 @@ public struct RoundRunner {
     defer { pair.saveConsoles() }
     let load = try Load(seed: round.seed, in: pair.space, history: folder.appending(path: "history.jsonl"))
     try load.waitUntilReady()
-    var secondary = try pair.addSecondary(faults: secondaryFaults.compactMap { $0 })
-    var served: Guest?
+    _ = try pair.addSecondary(faults: secondaryFaults.compactMap { $0 })
     do {
-      served = try suffer(round.blow, pair, secondary, load)
-      if let second = round.second, served === pair.primary {
-        if !isPair { secondary = try pair.addSecondary() }
+      try suffer(round.blow, pair, load)
+      if let second = round.second {
+        if pair.secondary == nil { _ = try pair.addSecondary() }
         try pair.waitUntilProtected()
-        served = try suffer(second, pair, secondary, load)
+        try suffer(second, pair, load)
       }
     } catch { failures.append("\(error)") }
     load.open(depth: 1)
     usleep(700_000)
-    if let served, !served.isRunning { failures.append("the survivor has ended: …\(served.console.suffix(300))") }
+    if !pair.primary.isRunning { failures.append("who served has ended: …\(pair.primary.console.suffix(300))") }
     let (report, history) = try load.finish()
     failures += report.failures
     failures += history.check()
@@ -60,55 +57,56 @@ public struct RoundRunner {
     return report
   }
 
-  /// Lets one thing happen, and waits until one side serves alone, or both go on. Returns who serves.
-  private mutating func suffer(
-    _ blow: Blow, _ pair: ProtectedPair, _ secondary: Guest, _ load: Load
-  ) throws -> Guest {
-    let (primary, times) = (pair.primary, pair.secondaries.count)
-    let (victim, survivor) = blow.side == .primary ? (primary, secondary) : (secondary, primary)
-    let servesAlone = blow.side == .primary ? "pair: now alone" : "pair: alone"
+  /// Lets one thing happen, and waits until one side serves alone, or both go on.
+  private mutating func suffer(_ blow: Blow, _ pair: ProtectedPair, _ load: Load) throws {
+    guard let secondary = pair.secondary else { throw HarnessError("there is no secondary") }
+    let victim = blow.side == .primary ? pair.primary : secondary
     if blow.fault == nil {
       try pair.waitUntilProtected()
       usleep(UInt32(blow.after) * 1000)
     } else if !waitUntil(seconds: 8, { victim.console.contains("pair: fault:") }) {
       notes.append("the point was not reached")
-      isPair = true
-      return primary
+      return
     }
+    if blow.kind == .kill { victim.signal(SIGKILL) }
+    if blow.kind == .stop { victim.signal(SIGSTOP) }
+    load.open(depth: 4)
     switch blow.kind {
     case .kill, .killAt:
-      if blow.kind == .kill { victim.signal(SIGKILL) }
-      load.open(depth: 4)
-      try survivor.wait(for: servesAlone, times: blow.side == .primary ? 1 : times, timeout: 10)
+      try waitForSurvivor(of: blow, pair)
       guard try victim.waitForExit(timeout: 5) == -SIGKILL else { throw HarnessError("the victim was not killed") }
-      return survivor
     case .stop, .stopAt:
-      if blow.kind == .stop { victim.signal(SIGSTOP) }
-      load.open(depth: 4)
-      try survivor.wait(for: servesAlone, times: blow.side == .primary ? 1 : times, timeout: 10)
+      try waitForSurvivor(of: blow, pair)
       usleep(UInt32(blow.after % 300) * 1000)
       victim.signal(SIGCONT)
       // Who has been given up must know it, and end.
       try victim.wait(
         for: blow.side == .primary ? "pair: now fenced" : "before this side could take over", timeout: 10)
       _ = try victim.waitForExit(timeout: 10)
-      return survivor
     case .delayAt, .spoilAt:
-      load.open(depth: 4)
       usleep(1_500_000)
-      return try whoServes(primary, secondary, times)
+      try findWhoServes(pair, secondary)
     }
   }
 
+  private func waitForSurvivor(of blow: Blow, _ pair: ProtectedPair) throws {
+    if blow.side == .primary { try pair.waitForTakeover() } else { try pair.waitForLoneliness() }
+  }
+
   /// After something that a pair may survive together: one of them serves, or both are still a pair.
-  private mutating func whoServes(_ primary: Guest, _ secondary: Guest, _ times: Int) throws -> Guest {
-    let primaryServes = primary.isRunning && !primary.console.contains("pair: now fenced")
+  private mutating func findWhoServes(_ pair: ProtectedPair, _ secondary: Guest) throws {
+    let primaryServes = pair.primary.isRunning && !pair.primary.console.contains("pair: now fenced")
     let secondaryServes = secondary.isRunning && secondary.console.contains("pair: now alone")
     if primaryServes, secondaryServes { throw HarnessError("split: both sides serve") }
     guard primaryServes || secondaryServes else { throw HarnessError("neither side serves") }
-    let alone = primary.console.ranges(of: "pair: alone").count >= times
-    isPair = !secondaryServes && !alone
-    notes.append(secondaryServes ? "replaced" : alone ? "alone" : "still a pair")
-    return secondaryServes ? secondary : primary
+    if secondaryServes {
+      notes.append("replaced")
+      pair.takeoverSeen()
+    } else if pair.isAlone {
+      notes.append("alone")
+      try pair.waitForLoneliness()
+    } else {
+      notes.append("still a pair")
+    }
   }
 }
