@@ -131,6 +131,9 @@ public final class SecondarySide: PairTraffic {
       why = "\(error)"
       isLoss = error is ChannelError || error is FollowError
       if case FollowError.dismissed(guestEnded: true) = error { guestEnded = true }
+      // A primary that talks nonsense lives: it must see that it is not followed any more.
+      if case ChannelError.notAuthentic = error { channel.close() }
+      if error is StateError { channel.close() }
     }
     // What it holds whole, it loads first.
     loader.withLock { $0.take() }?.join()
