@@ -20,6 +20,7 @@ clients, failures = [], []
 serial = operations = 0
 worst = (0, "")
 resets = 0
+ports = {}  # whose a local port is
 
 
 def say(text):
@@ -49,7 +50,8 @@ def count_resets():
         frame = sock.recv(256)
         resets += 1
         segment = frame[14 + 4 * (frame[14] & 15):]
-        fail("a reset of port %d from the guest" % struct.unpack("!H", segment[2:4])[0])
+        port = struct.unpack("!H", segment[2:4])[0]
+        fail("a reset of port %d from the guest at %d ms: %s" % (port, time.monotonic_ns() // 1_000_000, ports.get(port, "nobody's")))
 
 
 def blob(number):
@@ -101,6 +103,8 @@ class Client:
 
     def close(self):
         if self.sock:
+            if self.sock.getsockname()[1] in ports:
+                ports[self.sock.getsockname()[1]] += ", closed at %d ms" % (time.monotonic_ns() // 1_000_000)
             selector.unregister(self.sock)
             self.sock.close()
         self.sock = None
@@ -206,6 +210,7 @@ class Stream(Client):
             if error:
                 return self.broken("connect: %s" % os.strerror(error))
             self.connected = True
+            ports[self.sock.getsockname()[1]] = "%s since %d ms" % (self.name, self.born // 1_000_000)
             worst = max(worst, (time.monotonic_ns() - self.born, self.name + " connecting"))
         if events & selectors.EVENT_WRITE:
             selector.modify(self.sock, selectors.EVENT_READ, self)
