@@ -74,6 +74,7 @@ public final class FollowerDisk: ByteDisk {
       var done = 0
       for (changed, change) in state.changes where changed <= epoch {
         let error = apply(change)
+        FaultPoints.pass(.diskWritten)
         guard error == 0 else { return error }
         state.weight -= change.weight
         done += 1
@@ -115,6 +116,7 @@ public final class FollowerDisk: ByteDisk {
   }
 
   private func apply(_ change: DiskChange) -> CInt {
+    if FaultPoints.failsDiskWrite { return ENOSPC }
     let outcome: DiskOutcome =
       switch change.kind {
       case .write(let bytes):

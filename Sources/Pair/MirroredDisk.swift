@@ -80,7 +80,7 @@ public final class MirroredDisk: Disk {
       var bytes = [UInt8](repeating: 0, count: Int(count))
       let got = unsafe bytes.withUnsafeMutableBytes { unsafe memory.gather(buffers, offset: offset, into: $0) }
       guard got == Int(count) else { return .failed(EFAULT) }
-      let error = file.put(bytes, at: position)
+      let error = FaultPoints.failsDiskWrite ? ENOSPC : file.put(bytes, at: position)
       guard error == 0 else { return .failed(error) }
       tell(DiskChange(position: position, kind: .write(bytes)))
       return .done

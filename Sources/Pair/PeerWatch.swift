@@ -56,6 +56,7 @@ final class PeerWatch: Sendable {
 
   /// There is a peer, from now on.
   func begin(_ channel: Channel) {
+    FaultPoints.use(channel)
     beats?.begin(channel)
     state.withLock { state in
       state.isLost = false

@@ -21,6 +21,7 @@ extension PrimarySide {
         try channel.sendBulk(.pages(epoch: epoch, run: run))
         run.removeAll(keepingCapacity: true)
       }
+      if epoch > 0, index == stage.pages.count / 2 { FaultPoints.pass(.pagesSent) }
     }
   }
 

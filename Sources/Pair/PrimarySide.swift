@@ -222,7 +222,9 @@ public final class PrimarySide: PairTraffic {
         var began: UInt64 = 0
         let (saved, epoch, given, mappings) = try turn.borrow(machine) {
           began = lx_monotonic_ns()
+          FaultPoints.pass(.paused) { machine.pause() }
           let (saved, _) = try machine.capture(into: stage, dirty: &dirty)
+          FaultPoints.pass(.saved)
           let epoch = gate.cut()
           let given = [backend?.given ?? 0]
           let mappings = backend?.mappings ?? []
@@ -238,11 +240,14 @@ public final class PrimarySide: PairTraffic {
             state.epoch = epoch
             state.isCopying = false
           }
+          FaultPoints.pass(.cut)
           return (saved, epoch, given, mappings)
         }
+        FaultPoints.pass(.resumed)
         last = lx_monotonic_ns()
         meter.tookCheckpoint(epoch, cause, pause: last - began, pages: stage.pages.count)
         try send(stage, epoch, saved, first ? [0] : given, mappings, sent, channel)
+        FaultPoints.pass(.checkpointSent)
         first = false
         guard awaitReceived(epoch) else { return "the secondary is lost" }
       } catch {
@@ -273,6 +278,7 @@ public final class PrimarySide: PairTraffic {
       let end = min(start + 4096, all)
       for page in start..<end { dirty.insert(page) }
       try send(dirty, machine, channel, stage)
+      FaultPoints.pass(.firstCopy)
       meter.copied(UInt64(end - start) << 12, of: "RAM", at: UInt64(end), whole: UInt64(all))
     }
     for _ in 0..<8 {
@@ -298,6 +304,7 @@ public final class PrimarySide: PairTraffic {
       }
     do throws(ChannelError) { try channel.post(message) } catch { channel.abandon() }
     channel.wakeSender()
+    FaultPoints.pass(.diskTold)
   }
 
   /// Until a checkpoint is due: why; nil when the secondary is lost.
@@ -362,7 +369,9 @@ public final class PrimarySide: PairTraffic {
             }
           }
         case .received(let epoch):
+          FaultPoints.pass(.receivedHeard)
           gate.received(epoch)
+          FaultPoints.pass(.released)
           meter.received(epoch)
           state.withLock { $0.received = max($0.received, epoch) }
           peer.change(.firstCheckpoint)
@@ -383,7 +392,8 @@ public final class PrimarySide: PairTraffic {
         backend?.roomMade()
       }
     } catch {
-      channel.close()
+      // A secondary that talks nonsense lives, and must hear that it is left before it sees the end.
+      if case ChannelError.closed = error { channel.close() }
       peer.lose()
       receivingEnded.store(true, ordering: .releasing)
       lx_eventfd_signal(wake)

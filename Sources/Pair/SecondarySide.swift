@@ -131,6 +131,9 @@ public final class SecondarySide: PairTraffic {
       why = "\(error)"
       isLoss = error is ChannelError || error is FollowError
       if case FollowError.dismissed(guestEnded: true) = error { guestEnded = true }
+      // A primary that talks nonsense lives: it must see that it is not followed any more.
+      if case ChannelError.notAuthentic = error { channel.close() }
+      if error is StateError { channel.close() }
     }
     // What it holds whole, it loads first.
     loader.withLock { $0.take() }?.join()
@@ -184,6 +187,7 @@ public final class SecondarySide: PairTraffic {
     }
     let made = try make(description)
     parts = made
+    FaultPoints.pass(.joining)
     let pageCount = made.machine.memory.pageCount
     let thread = try HostThread.start(name: "pair-load") { [self] in load(made, queue, channel) }
     loader.withLock { $0 = thread }
@@ -221,16 +225,19 @@ public final class SecondarySide: PairTraffic {
             }
           } catch { throw .invalid("\(error)") }
         }
+        if epoch > 0 { FaultPoints.pass(.pagesStaged) }
       case .checkpoint(let epoch, let pages, let given, let mappings, let saved):
         guard epoch == received + 1 || received == 0, epoch > 0, pages == UInt64(stage.pages.count),
           let given = given.first
         else {
           throw StateError.invalid("checkpoint \(epoch) with \(pages) pages after \(received)")
         }
+        FaultPoints.pass(.checkpointWhole)
         // Whole: from here on it is what this side goes by.
         received = epoch
         queue.put(WholeCheckpoint(epoch: epoch, given: given, mappings: mappings, state: saved, stage: stage))
         try channel.send(.received(epoch: epoch))
+        FaultPoints.pass(.receivedSaid)
         stage = queue.stage()
       case .heartbeat:
         peer.arrived()
@@ -301,6 +308,7 @@ public final class SecondarySide: PairTraffic {
     state.withLock { $0.broken = "it was not finished" }
     try machine.load(
       checkpoints.map(\.stage), state: last.state, dirty: &dirty, refreshing: refreshes, clock: .catchesUp)
+    FaultPoints.pass(.rolledBack)
     for disk in parts.disks {
       let error = disk.load(epoch: last.epoch)
       guard error == 0 else { throw HostError(operation: "writing the disk", errno: error) }
@@ -311,6 +319,7 @@ public final class SecondarySide: PairTraffic {
       state.broken = nil
       state.unconfirmed.removeAll()
     }
+    FaultPoints.pass(.loaded)
     peer.change(.firstCheckpoint)
     guard mode == .colo else { return }
     if first { try machine.start() } else { machine.resume() }
@@ -334,6 +343,7 @@ public final class SecondarySide: PairTraffic {
 
   private func takeOver(_ parts: Parts) -> Ending {
     let machine = parts.machine
+    FaultPoints.pass(.takeoverBegun)
     machine.pause()
     for disk in parts.disks {
       let error = disk.takeOver()
@@ -342,8 +352,10 @@ public final class SecondarySide: PairTraffic {
         return .gaveUp("\(HostError(operation: "writing the disk at the takeover", errno: error))")
       }
     }
+    FaultPoints.pass(.takeoverDisks)
     parts.successor.take(term: peer.term)
     parts.backend?.serve(parts.successor)
+    FaultPoints.pass(.takeoverServed)
     if let tap = parts.tap {
       TapOutput.announce(parts.mac, on: tap)
       let sent = state.withLock { $0.unconfirmed.take(now: lx_monotonic_ns()) }

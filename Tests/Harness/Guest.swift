@@ -39,19 +39,25 @@ public final class Guest: @unchecked Sendable {
     return text
   }
 
+  /// How often the console has shown this.
+  public func count(of line: String) -> Int { console.ranges(of: line).count }
+
+  public var isRunning: Bool { process.isRunning }
+
   public var identifier: Int32 { process.processIdentifier }
 
   /// Types on the console.
   public func type(_ line: String) { input.fileHandleForWriting.write(Data((line + "\n").utf8)) }
 
-  /// Waits until the console has shown `line`; fails with the console's end when it does not.
-  public func wait(for line: String, timeout: TimeInterval) throws {
+  /// Waits until the console has shown `line`, so many times; fails with the console's end when it does not.
+  public func wait(for line: String, times: Int = 1, timeout: TimeInterval) throws {
     let deadline = Date(timeIntervalSinceNow: timeout)
     lock.lock()
     defer { lock.unlock() }
-    while !text.contains(line) {
+    func isShown() -> Bool { times == 1 ? text.contains(line) : text.ranges(of: line).count >= times }
+    while !isShown() {
       guard !ended, lock.wait(until: deadline) else {
-        if text.contains(line) { return }
+        if isShown() { return }
         throw HarnessError(
           "no '\(line)' on the console\(ended ? ", which ended" : " within \(timeout) s"): …\(text.suffix(600))")
       }

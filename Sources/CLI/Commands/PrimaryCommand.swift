@@ -42,7 +42,10 @@ struct PrimaryCommand: ParsableCommand {
 
   @OptionGroup var child: ChildOptions
 
+  @OptionGroup var faults: FaultOptions
+
   func run() throws {
+    try FaultPoints.install(faults.fault)
     try child.apply()
     let key = try PairKey.read(key)
     var settings = try guest.settings()

@@ -2,6 +2,7 @@ import ArgumentParser
 import CLinux
 import Devices
 import Glibc
+import Pair
 
 struct SecondaryCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -39,7 +40,10 @@ struct SecondaryCommand: ParsableCommand {
 
   @OptionGroup var child: ChildOptions
 
+  @OptionGroup var faults: FaultOptions
+
   func run() throws {
+    try FaultPoints.install(faults.fault)
     try child.apply()
     let key = try PairKey.read(key)
     let settings = try MachineSettings(machine, ConfigurationFile())

@@ -130,6 +130,7 @@ public final class Channel: Sendable {
   private let wire = Mutex(Wire())
   private let reader = Mutex(Reader())
   private let sent = Atomic<UInt64>(0)
+  private let damage = Atomic<UInt8>(0)
   /// Bytes that may wait to be sent; a peer that does not read must not fill our memory.
   public let queueLimit: Int
 
@@ -265,6 +266,12 @@ public final class Channel: Sendable {
     _ = shutdown(descriptor, CInt(SHUT_WR))
   }
 
+  /// How a test spoils what is sent.
+  public enum Damage: UInt8, Sendable { case flippedBit = 1, cutShort }
+
+  /// Spoils what is sent next, as a faulty network or a dying host would.
+  public func damageNext(_ damage: Damage) { self.damage.store(damage.rawValue, ordering: .relaxed) }
+
   /// Whether everything queued has gone to the kernel.
   public var isDrained: Bool {
     wire.withLock { wire in
@@ -334,6 +341,14 @@ public final class Channel: Sendable {
       wire.record += unsafe wire.record.withUnsafeBytes { unsafe keys.send.code(Self.bytes(wire.number), $0) }
       wire.number += 1
       wire.sent = 0
+      switch Damage(rawValue: damage.exchange(0, ordering: .relaxed)) {
+      case nil: break
+      case .flippedBit: wire.record[wire.record.count / 2] ^= 1
+      case .cutShort:
+        wire.record.removeLast(wire.record.count / 2)
+        wire.failure = .closed
+        lx_eventfd_signal(wake)
+      }
     }
   }
 

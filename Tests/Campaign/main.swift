@@ -1,0 +1,34 @@
+import Foundation
+import Harness
+
+// ./test --campaign calls this; its --help explains the options.
+var campaign = Campaign()
+var arguments = CommandLine.arguments.dropFirst()
+func refuse(_ text: String) -> Never {
+  FileHandle.standardError.write(Data("error: \(text); see ./test --help\n".utf8))
+  exit(64)
+}
+while let name = arguments.popFirst() {
+  if name == "--go-on" {
+    campaign.goesOn = true
+    continue
+  }
+  guard let value = arguments.popFirst() else { refuse("\(name) needs a value") }
+  switch (name, value) {
+  case ("--campaign", _):
+    guard let rounds = Int(value), rounds > 0 else { refuse("--campaign takes a number of rounds, not '\(value)'") }
+    campaign.rounds = rounds
+  case ("--seed", _):
+    guard let seed = UInt64(value) else { refuse("--seed takes a number, not '\(value)'") }
+    campaign.seed = seed
+  case ("--guest", _):
+    guard let guest = GuestKind(rawValue: value) else { refuse("--guest takes lab or linux, not '\(value)'") }
+    campaign.guest = guest
+  case ("--mode", "remus"), ("--mode", "colo"): campaign.modes = [value]
+  case ("--mode", "both"): break
+  case ("--mode", _): refuse("--mode takes remus, colo or both, not '\(value)'")
+  default: refuse("there is no option \(name)")
+  }
+}
+guard Environment.isRoot, Environment.hasKVM else { refuse("a campaign needs root and /dev/kvm") }
+exit(campaign.run().isEmpty ? 0 : 1)

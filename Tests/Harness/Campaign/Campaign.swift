@@ -1,0 +1,51 @@
+import Foundation
+
+/// Random rounds against a protected guest, one after another, up to the first that fails.
+public struct Campaign {
+  public var rounds = 20
+  public var seed: UInt64 = 1
+  public var guest = GuestKind.lab
+  public var modes = ["remus", "colo"]
+  /// Whether it goes on after a failure.
+  public var goesOn = false
+
+  public init() {}
+
+  /// Plays them all, and prints a line for each.
+  /// - Returns: what failed, a text for each round.
+  public func run() -> [String] {
+    var failures: [String] = []
+    for number in 0..<UInt64(rounds) {
+      let round = Round(seed: seed &+ number, modes: modes)
+      let name = "minivmm-campaign-\(getpid())-\(round.seed)"
+      let folder = FileManager.default.temporaryDirectory.appending(path: name)
+      var runner = RoundRunner(round, guest: guest, folder: folder)
+      let result = runner.run()
+      print("round \(number + 1) seed \(round.seed): \(round.description)\(result.summary)")
+      fflush(nil)
+      guard !result.failures.isEmpty else {
+        try? FileManager.default.removeItem(at: folder)
+        continue
+      }
+      let text = result.failures.joined(separator: "\n  ")
+      let mode = modes.count == 1 ? modes[0] : "both"
+      print("  \(text)\n  kept: \(folder.path)")
+      print("  replay: ./test --campaign 1 --seed \(round.seed) --guest \(guest.rawValue) --mode \(mode)")
+      fflush(nil)
+      failures.append("seed \(round.seed), \(round.description): \(text)")
+      if !goesOn { break }
+    }
+    return failures
+  }
+}
+
+extension RoundRunner.Result {
+  fileprivate var summary: String {
+    let seconds = String(format: "%.1f s", seconds)
+    let remarks = notes.isEmpty ? "" : " (\(notes.joined(separator: ", ")))"
+    let verdict = failures.isEmpty ? "ok" : "FAILED"
+    guard let report else { return "\(remarks): \(seconds): \(verdict)" }
+    return
+      "\(remarks): gap \(report.gap) ms (\(report.slowest)), \(report.operations) operations, \(seconds): \(verdict)"
+  }
+}

@@ -1,0 +1,115 @@
+/// Numbers that follow from a seed alone (SplitMix64), whatever the machine and the library's version.
+public struct SeededGenerator {
+  private var state: UInt64
+
+  public init(seed: UInt64) { state = seed }
+
+  public mutating func next() -> UInt64 {
+    state &+= 0x9e37_79b9_7f4a_7c15
+    var z = state
+    z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+    return z ^ (z >> 31)
+  }
+
+  public mutating func number(_ range: ClosedRange<Int>) -> Int {
+    range.lowerBound + Int(next() % UInt64(range.count))
+  }
+
+  public mutating func one<T>(of list: [T]) -> T { list[number(0...list.count - 1)] }
+}
+
+/// What happens to one side of a pair: to who serves (primary), or to who follows.
+public struct Blow: Equatable, Sendable, CustomStringConvertible {
+  public enum Side: String, Sendable { case primary, secondary }
+  public enum Kind: Equatable, Sendable {
+    /// Signals from outside, at any time.
+    case kill, stop
+    /// A fault point of the side itself, and whether it leaves the side dead, asleep, or as it was.
+    case killAt(String)
+    case stopAt(String)
+    case delayAt(String)
+    /// The channel is spoilt or cut: both sides live, and one of them has to give way.
+    case spoilAt(String)
+  }
+
+  public var side: Side
+  public var kind: Kind
+  /// Milliseconds after the pair is protected.
+  public var after: Int
+
+  /// The side's `--fault`, if it has one.
+  public var fault: String? {
+    switch kind {
+    case .kill, .stop: nil
+    case .killAt(let fault), .stopAt(let fault), .delayAt(let fault), .spoilAt(let fault): fault
+    }
+  }
+
+  public var description: String { "\(side) \(fault ?? "\(kind) after \(after) ms")" }
+}
+
+/// What one round of a campaign does, from its seed alone.
+public struct Round: Equatable, Sendable {
+  public var seed: UInt64
+  public var mode: String
+  public var blow: Blow
+  /// What the side that is about to take over suffers, if anything.
+  public var takeoverFault: String?
+  /// A fresh secondary joins after the first was lost, and then this happens.
+  public var second: Blow?
+
+  public init(seed: UInt64, modes: [String] = ["remus", "colo"]) {
+    self.seed = seed
+    var chance = SeededGenerator(seed: seed)
+    // Always drawn, so that the rest of a round does not depend on the modes asked for.
+    let mode = chance.number(0...1)
+    self.mode = modes[mode % modes.count]
+    blow = Self.blow(chance.one(of: [.primary, .primary, .secondary]), &chance)
+    if blow.side == .primary, chance.number(0...3) == 0 {
+      let point = chance.one(of: ["takeoverBegun", "takeoverDisks", "takeoverServed"])
+      takeoverFault = "\(point)=delay:\(chance.number(1...300))"
+    }
+    if chance.number(0...1) == 0 {
+      // From outside: a fault point would have been passed while the first secondary was there.
+      second = Blow(
+        side: chance.one(of: [.primary, .primary, .secondary]), kind: chance.one(of: [.kill, .kill, .stop]),
+        after: chance.number(0...1200))
+    }
+  }
+
+  /// Points at which a side has something to lose, and a peer that can go on.
+  private static let primaryPoints = [
+    "paused", "saved", "cut", "resumed", "pagesSent", "checkpointSent", "receivedHeard", "released",
+  ]
+  private static let secondaryPoints = [
+    "joining", "pagesStaged", "checkpointWhole", "receivedSaid", "rolledBack", "loaded",
+  ]
+
+  private static func blow(_ side: Blow.Side, _ chance: inout SeededGenerator) -> Blow {
+    let kind = chance.number(0...99)
+    let after = chance.number(0...1200)
+    let points = side == .primary ? primaryPoints : secondaryPoints
+    let point = chance.one(of: points)
+    // The primary's first checkpoint must have been received: before it, nobody can take over.
+    let passage = point == "joining" ? 1 : chance.number(side == .primary ? 2...9 : 1...9)
+    func fault(_ action: String) -> String { "\(point)=\(action)@\(passage)" }
+    let delay = chance.number(1...300)
+    let spoilt = chance.one(of: ["corrupt", "short", "cut"])
+    let how: Blow.Kind =
+      switch kind {
+      case 0..<30: .kill
+      case 30..<42: .stop
+      case 42..<74: .killAt(fault("kill"))
+      case 74..<82: .stopAt(fault("stop"))
+      case 82..<92: .delayAt(fault("delay:\(delay)"))
+      default: .spoilAt(fault(spoilt))
+      }
+    return Blow(side: side, kind: how, after: after)
+  }
+
+  public var description: String {
+    let faults = [blow.description, takeoverFault.map { "secondary \($0)" }, second.map { "then \($0)" }]
+    return "\(mode), \(faults.compactMap(\.self).joined(separator: ", "))"
+  }
+}

@@ -1,0 +1,112 @@
+import Foundation
+
+/// Plays one round, and judges it.
+public struct RoundRunner {
+  public struct Result: Sendable {
+    public var report: Load.Report?
+    /// Empty when all is well.
+    public var failures: [String]
+    public var notes: [String]
+    public var seconds: Double
+  }
+
+  private let round: Round
+  private let guest: GuestKind
+  private let folder: URL
+  private var notes: [String] = []
+
+  public init(_ round: Round, guest: GuestKind = .lab, folder: URL) {
+    self.round = round
+    self.guest = guest
+    self.folder = folder
+  }
+
+  public mutating func run() -> Result {
+    let start = ContinuousClock.now
+    var failures: [String] = []
+    var report: Load.Report?
+    do { report = try play(&failures) } catch { failures.append("\(error)") }
+    let time = (ContinuousClock.now - start) / .seconds(1)
+    return Result(report: report, failures: failures, notes: notes, seconds: time)
+  }
+
+  private mutating func play(_ failures: inout [String]) throws -> Load.Report {
+    let primaryFaults = [round.blow.side == .primary ? round.blow.fault : nil]
+    let secondaryFaults = [round.blow.side == .secondary ? round.blow.fault : nil, round.takeoverFault]
+    let pair = try ProtectedPair(
+      mode: round.mode, guest: guest, faults: primaryFaults.compactMap { $0 }, folder: folder)
+    defer { pair.saveConsoles() }
+    let load = try Load(seed: round.seed, in: pair.space, history: folder.appending(path: "history.jsonl"))
+    try load.waitUntilReady()
+    _ = try pair.addSecondary(faults: secondaryFaults.compactMap { $0 })
+    do {
+      try suffer(round.blow, pair, load)
+      if let second = round.second {
+        if pair.secondary == nil { _ = try pair.addSecondary() }
+        try pair.waitUntilProtected()
+        try suffer(second, pair, load)
+      }
+    } catch { failures.append("\(error)") }
+    load.open(depth: 1)
+    usleep(700_000)
+    if !pair.primary.isRunning { failures.append("who served has ended: …\(pair.primary.console.suffix(300))") }
+    let (report, history) = try load.finish()
+    failures += report.failures
+    failures += history.check()
+    if report.operations < 50 { failures.append("only \(report.operations) operations: too little to judge by") }
+    return report
+  }
+
+  /// Lets one thing happen, and waits until one side serves alone, or both go on.
+  private mutating func suffer(_ blow: Blow, _ pair: ProtectedPair, _ load: Load) throws {
+    guard let secondary = pair.secondary else { throw HarnessError("there is no secondary") }
+    let victim = blow.side == .primary ? pair.primary : secondary
+    if blow.fault == nil {
+      try pair.waitUntilProtected()
+      usleep(UInt32(blow.after) * 1000)
+    } else if !waitUntil(seconds: 8, { victim.console.contains("pair: fault:") }) {
+      notes.append("the point was not reached")
+      return
+    }
+    if blow.kind == .kill { victim.signal(SIGKILL) }
+    if blow.kind == .stop { victim.signal(SIGSTOP) }
+    load.open(depth: 4)
+    switch blow.kind {
+    case .kill, .killAt:
+      try waitForSurvivor(of: blow, pair)
+      guard try victim.waitForExit(timeout: 5) == -SIGKILL else { throw HarnessError("the victim was not killed") }
+    case .stop, .stopAt:
+      try waitForSurvivor(of: blow, pair)
+      usleep(UInt32(blow.after % 300) * 1000)
+      victim.signal(SIGCONT)
+      // Who has been given up must know it, and end.
+      try victim.wait(
+        for: blow.side == .primary ? "pair: now fenced" : "before this side could take over", timeout: 10)
+      _ = try victim.waitForExit(timeout: 10)
+    case .delayAt, .spoilAt:
+      usleep(1_500_000)
+      try findWhoServes(pair, secondary)
+    }
+  }
+
+  private func waitForSurvivor(of blow: Blow, _ pair: ProtectedPair) throws {
+    if blow.side == .primary { try pair.waitForTakeover() } else { try pair.waitForLoneliness() }
+  }
+
+  /// After something that a pair may survive together: one of them serves, or both are still a pair.
+  private mutating func findWhoServes(_ pair: ProtectedPair, _ secondary: Guest) throws {
+    let primaryServes = pair.primary.isRunning && !pair.primary.console.contains("pair: now fenced")
+    let secondaryServes = secondary.isRunning && secondary.console.contains("pair: now alone")
+    if primaryServes, secondaryServes { throw HarnessError("split: both sides serve") }
+    guard primaryServes || secondaryServes else { throw HarnessError("neither side serves") }
+    if secondaryServes {
+      notes.append("replaced")
+      pair.takeoverSeen()
+    } else if pair.isAlone {
+      notes.append("alone")
+      try pair.waitForLoneliness()
+    } else {
+      notes.append("still a pair")
+    }
+  }
+}

@@ -1,0 +1,63 @@
+import Foundation
+
+/// Clients at work on a guest's key-value store, in a process of their own (`clients.py`).
+public final class Load {
+  /// What the clients found, apart from what their history shows.
+  public struct Report: Sendable, Decodable {
+    public var operations: Int
+    /// Longest time that a client waited for a reply or a connection, in milliseconds, and who it was.
+    public var gap: Int
+    public var slowest: String
+    public var resets: Int
+    public var failures: [String]
+    public var connections: Int
+  }
+
+  public struct Options: Sendable {
+    /// Pipelining depth of each connection.
+    public var connections = [1, 1, 4, 4]
+    public var udp = 2
+    /// Clients that connect again and again.
+    public var churn = 1
+    /// Longest pause between two requests of a client, in microseconds.
+    public var pause = 20_000
+    public init() {}
+  }
+
+  private let process: Guest
+  private let history: URL
+
+  /// Starts the clients inside `namespace`.
+  public init(_ options: Options = Options(), seed: UInt64, in namespace: Namespace, history: URL) throws {
+    self.history = history
+    let settings: [String: Any] = [
+      "address": Namespace.guest, "seed": seed, "history": history.path, "tcp": options.connections,
+      "udp": options.udp, "churn": options.churn, "pause_us": options.pause, "interface": "br0",
+    ]
+    let text = String(decoding: try JSONSerialization.data(withJSONObject: settings), as: UTF8.self)
+    let program = Environment.root.appending(path: "Tests/Harness/clients.py").path
+    process = try Guest([program, text], in: namespace, binary: "python3")
+  }
+
+  /// Waits until every client has had a reply.
+  public func waitUntilReady(timeout: TimeInterval = 10) throws { try process.wait(for: "ready", timeout: timeout) }
+
+  /// One more connection.
+  public func open(depth: Int) { process.type("open \(depth)") }
+
+  /// What has gone wrong so far.
+  public var failures: [String] {
+    process.console.split(separator: "\n").filter { $0.hasPrefix("failure ") }.map { String($0.dropFirst(8)) }
+  }
+
+  /// No more requests; waits for the replies that are due.
+  public func finish() throws -> (Report, History) {
+    process.type("stop")
+    try process.wait(for: "\ndone {", timeout: 15)
+    _ = try process.waitForExit(timeout: 5)
+    guard let line = process.console.split(separator: "\n").first(where: { $0.hasPrefix("done ") }) else {
+      throw HarnessError("the clients ended without a report: \(process.console.suffix(600))")
+    }
+    return (try JSONDecoder().decode(Report.self, from: Data(line.dropFirst(5).utf8)), try History(file: history))
+  }
+}

@@ -1,0 +1,136 @@
+import Foundation
+
+/// A guest that is protected, in a network of its own: a primary, and one secondary after another. All end with it.
+public final class ProtectedPair {
+  public let space: Namespace
+  /// Where everything is kept; the caller's to remove.
+  public let folder: URL
+  /// Every minivmm in the order of their starts.
+  public private(set) var guests: [Guest] = []
+  /// Who serves the clients.
+  public private(set) var primary: Guest
+  public private(set) var secondary: Guest?
+  /// Where the one who serves looks for a secondary, by the guest's process.
+  private var ports: [Int32: Int] = [:]
+  /// How often the one who serves had said so before the secondary of now came.
+  private var wasPrimary = 0
+  private var wasAlone = 0
+  private let mode: String
+  private var key: String { folder.appending(path: "key").path }
+
+  /// Starts the primary, alone at first, and waits until its guest serves.
+  public init(mode: String, guest: GuestKind = .lab, faults: [String] = [], folder: URL) throws {
+    self.mode = mode
+    self.folder = folder
+    try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+    let bytes = Data((0..<32).map { _ in UInt8.random(in: 0...255) })
+    let key = folder.appending(path: "key").path
+    guard FileManager.default.createFile(atPath: key, contents: bytes, attributes: [.posixPermissions: 0o600]) else {
+      throw HarnessError("cannot write \(key)")
+    }
+    space = try Namespace(taps: (0...Self.secondaries).map { "tap\($0)" }, bridged: true)
+    primary = try Guest(
+      try ["primary"] + guest.arguments(folder)
+        + ["--net", "tap=tap0", "--replicate", "127.0.0.1:7000", "--key", key, "--mode", mode] + Self.options(faults),
+      in: space)
+    guests = [primary]
+    ports[primary.identifier] = 7000
+    try primary.wait(for: guest.readyLine, timeout: guest.bootTime)
+  }
+
+  /// Most secondaries that a pair can have, one after another.
+  public static let secondaries = 3
+
+  /// Starts a secondary, which the one who serves finds by itself. Should it take over, it looks for one too.
+  public func addSecondary(faults: [String] = []) throws -> Guest {
+    let number = guests.count
+    guard number <= Self.secondaries, let port = ports[primary.identifier] else {
+      throw HarnessError("no tap is left for another secondary")
+    }
+    wasPrimary = primary.count(of: "pair: now primary")
+    wasAlone = primary.count(of: "pair: alone")
+    let guest = try Guest(
+      [
+        "secondary", "--listen", "127.0.0.1:\(port)", "--key", key, "--net", "tap=tap\(number)",
+        "--replicate", "127.0.0.1:\(7000 + number)",
+      ] + GuestKind.disks(folder, copy: number) + Self.options(faults), in: space)
+    guests.append(guest)
+    secondary = guest
+    ports[guest.identifier] = 7000 + number
+    try guest.wait(for: "waiting for a primary", timeout: 10)
+    return guest
+  }
+
+  /// Waits until the secondary holds a first checkpoint.
+  public func waitUntilProtected(timeout: TimeInterval = 10) throws {
+    try primary.wait(for: "pair: now primary", times: wasPrimary + 1, timeout: timeout)
+    try secondary?.wait(for: "pair: now secondary", timeout: timeout)
+  }
+
+  /// Whether the one who serves has given up its secondary.
+  public var isAlone: Bool { primary.count(of: "pair: alone") > wasAlone }
+
+  /// Waits until the secondary has taken over, and serves from now on.
+  public func waitForTakeover(timeout: TimeInterval = 10) throws {
+    try secondary?.wait(for: "pair: now alone", timeout: timeout)
+    takeoverSeen()
+  }
+
+  /// The secondary serves from now on.
+  public func takeoverSeen() {
+    primary = secondary ?? primary
+    secondary = nil
+  }
+
+  /// Waits until the one who serves has given up its secondary.
+  public func waitForLoneliness(timeout: TimeInterval = 10) throws {
+    try primary.wait(for: "pair: alone", times: wasAlone + 1, timeout: timeout)
+    secondary = nil
+  }
+
+  /// Writes what each process said into the folder.
+  public func saveConsoles() {
+    for (index, guest) in guests.enumerated() {
+      let file = folder.appending(path: "guest\(index).log")
+      try? guest.console.write(to: file, atomically: false, encoding: .utf8)
+    }
+  }
+
+  private static func options(_ faults: [String]) -> [String] { faults.flatMap { ["--fault", $0] } }
+}
+
+/// Which guest is protected.
+public enum GuestKind: String, Sendable {
+  case lab, linux
+
+  var bootTime: TimeInterval { self == .lab ? 20 : 120 }
+  var readyLine: String { self == .lab ? "lab: ready" : "minivmm: services started" }
+
+  func arguments(_ folder: URL) throws -> [String] {
+    if self == .lab {
+      return [
+        "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline", "service=kv,echo ip=\(Namespace.guest)/24",
+      ]
+    }
+    let out = Environment.linuxGuest
+    let line = try String(contentsOf: out.appending(path: "cmdline"), encoding: .utf8)
+      .trimmingCharacters(in: .whitespacesAndNewlines)
+    for number in 0...ProtectedPair.secondaries {
+      try run("cp", ["--sparse=always", out.appending(path: "disk.img").path, Self.disk(folder, number)])
+    }
+    return [
+      "--kernel", out.appending(path: "vmlinux").path, "--initrd", out.appending(path: "initramfs.cpio").path,
+      "--memory", "128M", "--disk", Self.disk(folder, 0),
+      "--cmdline", "\(line) ip=\(Namespace.guest)::\(Namespace.host):255.255.255.0::eth0:off",
+    ]
+  }
+
+  private static func disk(_ folder: URL, _ number: Int) -> String {
+    folder.appending(path: "disk\(number).img").path
+  }
+
+  static func disks(_ folder: URL, copy number: Int) -> [String] {
+    let path = disk(folder, number)
+    return FileManager.default.fileExists(atPath: path) ? ["--disk", path] : []
+  }
+}

@@ -1,0 +1,369 @@
+"""Clients of a key-value store: many connections at once, and a history of what they asked and were told.
+
+ARGV[1] is a JSON object: address, seed, history (path), tcp (pipelining depth of each connection), udp (number of clients),
+churn (number of clients that connect again and again), pause_us (longest time between two requests of a client), interface
+(where resets are counted). Standard input takes `open DEPTH` (one more connection) and `stop`; standard output says `ready`
+when every connection has had its first reply, `failure TEXT` at once, and `done JSON` at the end.
+
+A line of the history is an operation: client, its number in that client's order, key, op (set, get, incr), argument, result,
+begin and end in nanoseconds of the monotonic clock. An operation without end got no reply: it may have happened or not.
+"""
+import ctypes, errno, json, os, random, selectors, socket, struct, sys, threading, time
+
+STALL = 10_000_000_000
+RESEND = 200_000_000
+settings = json.loads(sys.argv[1])
+chance = random.Random(settings["seed"])
+history = open(settings["history"], "w", buffering=1 << 16)
+selector = selectors.DefaultSelector()
+clients, failures = [], []
+serial = operations = 0
+worst = (0, "")
+resets = 0
+ports = {}  # whose a local port is
+
+
+def say(text):
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def fail(text):
+    if len(failures) < 20:
+        failures.append(text)
+        say("failure " + text)
+
+
+def count_resets():
+    """Counts TCP resets from the guest that reach the host, by a filter in the kernel."""
+    global resets
+    source = struct.unpack("!I", socket.inet_aton(settings["address"]))[0]
+    program = [  # IPv4, from the guest, TCP, RST
+        (0x28, 0, 0, 12), (0x15, 0, 8, 0x0800), (0x20, 0, 0, 26), (0x15, 0, 6, source), (0x30, 0, 0, 23),
+        (0x15, 0, 4, 6), (0xB1, 0, 0, 14), (0x50, 0, 0, 27), (0x45, 0, 1, 4), (0x06, 0, 0, 96), (0x06, 0, 0, 0),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sock.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", len(program), ctypes.addressof(code)))  # SO_ATTACH_FILTER
+    sock.bind((settings["interface"], 3))
+    while True:
+        frame = sock.recv(256)
+        resets += 1
+        segment = frame[14 + 4 * (frame[14] & 15):]
+        port = struct.unpack("!H", segment[2:4])[0]
+        fail("a reset of port %d from the guest at %d ms: %s" % (port, time.monotonic_ns() // 1_000_000, ports.get(port, "nobody's")))
+
+
+def blob(number):
+    """What a long value that stands for this number looks like."""
+    length = 1000 + number * 7919 % 12000
+    line = b"%d:" % number
+    return (line * (length // len(line) + 1))[:length]
+
+
+def choose(mine):
+    """An operation at random: (op, key, argument). Numbers that are set are all different."""
+    global serial
+    serial += 1
+    kind = chance.random()
+    if kind < 0.04:
+        return ("set", "blob%d" % chance.randrange(2), serial)
+    if kind < 0.08:
+        return ("get", "blob%d" % chance.randrange(2), None)
+    if kind < 0.14:
+        return ("get", "udp%d" % chance.randrange(max(1, settings["udp"])), None)
+    if kind < 0.2:
+        return ("incr", "own%d" % mine, None)
+    key = "key%d" % chance.randrange(3)
+    kind = chance.random()
+    return ("set", key, serial * 1000) if kind < 0.3 else ("incr", key, None) if kind < 0.65 else ("get", key, None)
+
+
+class Operation:
+    __slots__ = ("number", "op", "key", "argument", "begin")
+
+    def __init__(self, number, choice):
+        self.number, (self.op, self.key, self.argument) = number, choice
+        self.begin = time.monotonic_ns()
+
+
+class Client:
+    """A connection, or a UDP socket. `waiting` are the operations that have no reply yet, oldest first."""
+
+    def __init__(self, kind):
+        self.kind, self.identifier = kind, len(clients)
+        self.name = "%s client %d" % (kind, self.identifier)
+        self.waiting, self.number, self.next, self.dead, self.answered = [], 0, 0, False, False
+        clients.append(self)
+
+    def watch(self, sock, events):
+        self.sock = sock
+        sock.setblocking(False)
+        selector.register(sock, events, self)
+
+    def close(self):
+        if self.sock:
+            if self.sock.getsockname()[1] in ports:
+                ports[self.sock.getsockname()[1]] += ", closed at %d ms" % (time.monotonic_ns() // 1_000_000)
+            selector.unregister(self.sock)
+            self.sock.close()
+        self.sock = None
+
+    def broken(self, text):
+        if not self.dead:
+            fail("%s: %s" % (self.name, text))
+        self.dead = True
+        self.close()
+
+    def record(self, operation, result, end):
+        json.dump({
+            "client": self.identifier, "number": operation.number, "key": operation.key, "op": operation.op,
+            "argument": operation.argument, "result": result, "begin": operation.begin, "end": end}, history)
+        history.write("\n")
+
+    def finished(self, operation, result):
+        global operations, worst
+        now = time.monotonic_ns()
+        operations += 1
+        self.answered = True
+        worst = max(worst, (now - operation.begin, self.name))
+        self.record(operation, result, now)
+        # One time in three at once, so that requests follow their replies closely too.
+        self.next = now + (chance.randrange(settings["pause_us"] * 1000) if chance.random() < 0.66 else 0)
+
+    def begin(self, choice):
+        operation = Operation(self.number, choice)
+        self.number += 1
+        self.waiting.append(operation)
+        return operation
+
+    def read_number(self, operation, value):
+        """The number that a value stands for; None when it is not whole."""
+        if not operation.key.startswith("blob"):
+            return int(value)
+        number = int(value.split(b":", 1)[0])
+        return number if value == blob(number) else None
+
+
+class Stream(Client):
+    def __init__(self, depth, life=None):
+        super().__init__("TCP" if life is None else "short-lived TCP")
+        self.depth, self.life, self.born = depth, life, 0
+        self.connect()
+
+    def connect(self):
+        self.input, self.output, self.connected, self.left = b"", b"", False, self.life
+        self.born = time.monotonic_ns()
+        sock = socket.socket()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+        sock.connect_ex((settings["address"], 6379))
+        self.watch(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
+
+    def work(self, now, stopping):
+        global worst
+        if self.dead or self.sock is None:
+            return
+        oldest = self.waiting[0].begin if self.waiting else now
+        if not self.connected:
+            oldest = self.born
+        if now - oldest > STALL:
+            return self.broken("%s for 10 s" % ("no reply" if self.connected else "not connected"))
+        if not self.connected or stopping:
+            return
+        if self.left == 0:
+            if not self.waiting:
+                self.close()
+                self.connect()
+            return
+        while len(self.waiting) < self.depth and now >= self.next and self.left != 0:
+            if self.left:
+                self.left -= 1
+            choice = choose(self.identifier)
+            operation = self.begin(choice)
+            key = operation.key.encode()
+            if operation.op == "set":
+                value = blob(choice[2]) if operation.key.startswith("blob") else b"%d" % choice[2]
+                self.output += b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(key), key, len(value), value)
+            else:
+                verb = operation.op.upper().encode()
+                self.output += b"*2\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(verb), verb, len(key), key)
+        self.flush()
+
+    def flush(self):
+        if not self.output or not self.connected:
+            return
+        try:
+            sent = self.sock.send(self.output)
+            self.output = self.output[sent:]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            return self.broken("send: %s" % error.strerror)
+        if self.output:
+            selector.modify(self.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
+
+    def ready(self, events):
+        global worst
+        if not self.connected and events & selectors.EVENT_WRITE:
+            error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                return self.broken("connect: %s" % os.strerror(error))
+            self.connected = True
+            ports[self.sock.getsockname()[1]] = "%s since %d ms" % (self.name, self.born // 1_000_000)
+            worst = max(worst, (time.monotonic_ns() - self.born, self.name + " connecting"))
+        if events & selectors.EVENT_WRITE:
+            selector.modify(self.sock, selectors.EVENT_READ, self)
+            self.flush()
+        if self.sock is None or not events & selectors.EVENT_READ:
+            return
+        try:
+            data = self.sock.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            return self.broken("receive: %s" % error.strerror)
+        if not data:
+            return self.broken("the guest closed the connection")
+        self.input += data
+        while self.waiting and self.reply():
+            pass
+        if self.input and not self.waiting:
+            self.broken("a reply to nothing: %r" % self.input[:80])
+
+    def reply(self):
+        """Takes one reply from the input; False when it is not whole, or not a reply."""
+        end = self.input.find(b"\r\n")
+        if end < 0:
+            return False
+        line, rest, operation = self.input[:end], self.input[end + 2:], self.waiting[0]
+        result = None
+        try:
+            if operation.op == "set":
+                if line != b"+OK":
+                    raise ValueError
+            elif operation.op == "incr":
+                if line[:1] != b":":
+                    raise ValueError
+                result = int(line[1:])
+            else:
+                if line[:1] != b"$":
+                    raise ValueError
+                length = int(line[1:])
+                if length >= 0:
+                    if len(rest) < length + 2:
+                        return False
+                    if rest[length:length + 2] != b"\r\n":
+                        raise ValueError
+                    result = self.read_number(operation, rest[:length])
+                    if result is None:
+                        raise ValueError
+                    rest = rest[length + 2:]
+        except ValueError:
+            self.broken("%s %s was answered %r" % (operation.op, operation.key, self.input[:200]))
+            return False
+        self.input = rest
+        self.waiting.pop(0)
+        self.finished(operation, result)
+        return True
+
+
+class Datagrams(Client):
+    """memcached over UDP, one request at a time, sent again until it is answered. The only one that writes its key."""
+
+    def __init__(self, number):
+        super().__init__("UDP")
+        self.key, self.request, self.sent = "udp%d" % number, 0, 0
+        sock = socket.socket(type=socket.SOCK_DGRAM)
+        sock.connect((settings["address"], 11211))
+        self.watch(sock, selectors.EVENT_READ)
+
+    def work(self, now, stopping):
+        global serial
+        if self.dead:
+            return
+        if self.waiting:
+            if now - self.waiting[0].begin > STALL:
+                self.broken("no reply for 10 s")
+            elif now - self.sent > RESEND:
+                self.send()
+        elif not stopping and now >= self.next:
+            serial += 1
+            self.begin(("set", self.key, serial * 1000) if chance.random() < 0.5 else ("get", self.key, None))
+            self.request = (self.request + 1) & 0xFFFF
+            self.send()
+
+    def send(self):
+        operation = self.waiting[0]
+        text = "get %s\r\n" % operation.key
+        if operation.op == "set":
+            value = str(operation.argument)
+            text = "set %s 0 0 %d\r\n%s\r\n" % (operation.key, len(value), value)
+        self.sent = time.monotonic_ns()
+        try:
+            self.sock.send(struct.pack("!HHHH", self.request, 0, 1, 0) + text.encode())
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
+                self.broken("send: %s" % error.strerror)
+
+    def ready(self, events):
+        try:
+            data = self.sock.recv(65536)
+        except OSError as error:
+            return self.broken("receive: %s" % error.strerror)
+        if not self.waiting or len(data) < 8 or struct.unpack("!H", data[:2])[0] != self.request:
+            return  # the reply to one that had been sent twice
+        operation, lines, result = self.waiting[0], data[8:].split(b"\r\n"), None
+        if operation.op == "set":
+            good = lines == [b"STORED", b""]
+        elif lines == [b"END", b""]:
+            good = True
+        else:
+            good = len(lines) == 4 and lines[0].startswith(b"VALUE %s 0 " % self.key.encode()) and lines[1].isdigit()
+            result = int(lines[1]) if good else None
+        if not good:
+            return self.broken("%s was answered %r" % (operation.op, data[8:100]))
+        self.waiting.pop(0)
+        self.finished(operation, result)
+
+
+def main():
+    threading.Thread(target=count_resets, daemon=True).start()
+    for depth in settings["tcp"]:
+        Stream(depth)
+    for number in range(settings["udp"]):
+        Datagrams(number)
+    for _ in range(settings["churn"]):
+        Stream(1, life=3)
+    selector.register(0, selectors.EVENT_READ, None)
+    os.set_blocking(0, False)
+    said, stopping = False, False
+    while not stopping or any(c.waiting and not c.dead for c in clients):
+        for key, events in selector.select(0.001):
+            if key.data:
+                if key.data.sock:
+                    key.data.ready(events)
+                continue
+            text = os.read(0, 4096).decode()
+            for line in text.splitlines():
+                if line.startswith("open"):
+                    Stream(int(line.split()[1]))
+            if not text or "stop" in text:
+                stopping = True
+                selector.unregister(0)
+        now = time.monotonic_ns()
+        for client in list(clients):
+            client.work(now, stopping)
+        if not said and all(c.answered or c.dead for c in clients):
+            said = True
+            say("ready")
+    for client in clients:
+        for operation in client.waiting:
+            client.record(operation, None, None)
+    history.close()
+    say("done " + json.dumps({
+        "operations": operations, "gap": worst[0] // 1_000_000, "slowest": worst[1], "resets": resets,
+        "failures": failures, "connections": len(clients)}))
+
+
+main()
