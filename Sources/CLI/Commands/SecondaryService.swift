@@ -60,6 +60,7 @@ final class SecondaryService: EventHandler {
   private func listen() {
     AssembledMachine.restrict(resources.filters, .pair)
     var told = ""
+    var follower: HostThread?
     func say(_ line: String) {
       // Whoever is refused tries again, several times a second.
       if told != line { tell(line) }
@@ -77,7 +78,9 @@ final class SecondaryService: EventHandler {
           continue
         }
         told = ""
-        let follower = try? HostThread.start(name: "pair-follow") { [self] in follow(channel, side) }
+        // The last one has said that it is done.
+        follower?.join()
+        follower = try? HostThread.start(name: "pair-follow") { [self] in follow(channel, side) }
         if follower == nil { phase.withLock { $0 = .waiting } }
       } catch { say("pair: refused a connection: \(error)") }
     }
