@@ -29,6 +29,8 @@ final class SecondaryService: EventHandler {
   private let key: SharedKey
   /// Where its own secondary is after a takeover.
   private let next: Protection.Target?
+  /// Of whichever machine there is.
+  private let sink: SwitchedSink?
   /// An eventfd: a takeover is done.
   private let turned: CInt
   private let phase = Mutex(Phase.waiting)
@@ -44,6 +46,7 @@ final class SecondaryService: EventHandler {
     self.listener = listener
     self.address = address
     self.key = key
+    sink = try SwitchedSink.open(settings.console, isOn: false)
     turned = lx_eventfd(0)
     guard turned >= 0 else { throw HostError(operation: "eventfd", errno: -turned) }
     _ = try main.events.register(turned, events: EPOLLIN.rawValue, handler: self, tag: 0)
@@ -103,7 +106,7 @@ final class SecondaryService: EventHandler {
       let description = try PairDescription(decoding: bytes)
       side.mode = description.mode
       let (settings, parts) = try resources.machine(settings, description, side, next)
-      let session = try Session(settings, main: main, isMuted: true)
+      let session = try Session(settings, main: main, sink: sink)
       let (made, protection) = parts(session.assembled.machine)
       kept.withLock { $0 = (session, made.successor, protection) }
       return made

@@ -16,26 +16,17 @@ final class Session: Sendable {
   private let sink: SwitchedSink?
 
   /// Opens everything; nothing runs yet.
-  /// - Parameters:
-  ///   - main: the process's, if there is one already.
-  ///   - isMuted: console output is thrown away until ``attach()``.
-  init(_ settings: MachineSettings, main: MainLoop? = nil, isMuted: Bool = false) throws {
+  convenience init(_ settings: MachineSettings) throws {
+    try self.init(settings, main: MainLoop(), sink: SwitchedSink.open(settings.console, isOn: true))
+  }
+
+  /// - Parameter sink: turned on by ``attach(start:)``.
+  init(_ settings: MachineSettings, main: MainLoop, sink: SwitchedSink?) throws {
     var description = settings.description
-    switch settings.console {
-    case .none: sink = nil
-    case .stdio: sink = SwitchedSink(DescriptorSink(1), isOn: !isMuted)
-    case .file(let path):
-      let file = unsafe lx_open(path, O_WRONLY | O_CREAT | O_TRUNC, 0o600)
-      guard file >= 0 else {
-        throw Failure(
-          "cannot write console file \(path): \(unsafe String(cString: lx_strerror(-file))); choose another path",
-          .cannotCreate)
-      }
-      sink = SwitchedSink(DescriptorSink(file), isOn: !isMuted)
-    }
     description.console = sink
     self.settings = settings
-    self.main = try main ?? MainLoop()
+    self.main = main
+    self.sink = sink
     assembled = try AssembledMachine(description, kvm: KVMSystem())
   }
 
