@@ -323,6 +323,18 @@ extension Integration {
       #expect(try guest.waitForExit() == status, "\(guest.console)")
     }
 
+    @Test func pair_asAnotherUser_failsOver_andLeavesNoChild() throws {
+      let guest = try pair(["--user", "nobody"])
+      try inStep(guest)
+      let processes = children(of: guest)
+      let client = try space.connect(port: 6379)
+      try count(on: client, 1...40, moment: 20) { try #require(try ask("failover", second).status == 0) }
+      #expect(try ask("checkpoint", second).errors.contains("there is no secondary"))
+      guest.signal(SIGKILL)
+      _ = try guest.waitForExit()
+      #expect(waitUntil(seconds: 5) { !processes.contains(where: isAlive) })
+    }
+
     @Test func pair_makesTheSecondarysDisk() throws {
       let (disk, copy) = (folder.appending(path: "disk").path, folder.appending(path: "copy").path)
       let contents = Data((0..<(1 << 20)).map { UInt8(truncatingIfNeeded: $0 / 512) })
