@@ -53,6 +53,9 @@ public struct SeccompFilters: Sendable {
   /// Restricts the calling thread from here on. Without filters (mode off) nothing happens.
   public func load(_ kind: ThreadKind) throws(SeccompError) {
     guard let program = programs[kind] else { return }
+    // Each thread's own: one that is older than the filters has not inherited it.
+    let privileges = lx_no_new_privileges()
+    guard privileges == 0 else { throw .load(thread: kind.rawValue, errno: -privileges) }
     let result = unsafe program.withUnsafeBytes { unsafe lx_seccomp_load($0.baseAddress, $0.count) }
     guard result == 0 else { throw .load(thread: kind.rawValue, errno: -result) }
   }
@@ -123,7 +126,9 @@ public struct SeccompFilters: Sendable {
     let ioctlNumber = unsafe seccomp_syscall_resolve_name("ioctl")
     var rules = requests(kind).map { scmp_arg_cmp(arg: 1, op: SCMP_CMP_EQ, datum_a: UInt64($0), datum_b: 0) }
     // These make, save and restore machines: any of KVM's requests (_IOC type 0xae).
-    if kind == .control || kind == .pair { rules.append(scmp_arg_cmp(arg: 1, op: SCMP_CMP_MASKED_EQ, datum_a: 0xff00, datum_b: 0xae00)) }
+    if kind == .control || kind == .pair {
+      rules.append(scmp_arg_cmp(arg: 1, op: SCMP_CMP_MASKED_EQ, datum_a: 0xff00, datum_b: 0xae00))
+    }
     for var rule in rules {
       let result = unsafe seccomp_rule_add_array(filter, mv_seccomp_allow, ioctlNumber, 1, &rule)
       guard result == 0 else { throw failed(result) }
