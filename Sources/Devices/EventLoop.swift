@@ -110,6 +110,16 @@ public final class EventLoop: Sendable {
     }
   }
 
+  /// Lets go of every handler: handlers that hold their loop would keep each other. After ``run()`` has ended for good.
+  public func removeAll() {
+    let handlers = registrations.withLock { table in
+      defer { for index in table.indices { table[index].handler = nil } }
+      return table.map(\.handler)
+    }
+    // Not under the lock: what goes now may want to unregister.
+    withExtendedLifetime(handlers) {}
+  }
+
   /// Runs until ``stop()``. The body of the device thread.
   public func run() {
     var events = unsafe [epoll_event](repeating: epoll_event(), count: 64)

@@ -58,8 +58,8 @@ public struct PairStatus: Codable, Equatable, Sendable {
       equal = counters.equal
       checkpointed = counters.checkpointed
       refused = counters.refused
-      meanMicroseconds = PairStatus.microseconds(
-        counters.heldTime / Swift.max(1, counters.equal + counters.checkpointed))
+      let waited = counters.equal + counters.checkpointed
+      meanMicroseconds = waited == 0 ? 0 : PairStatus.microseconds(counters.heldTime / waited)
       longestMicroseconds = PairStatus.microseconds(counters.longestHeld)
     }
   }

@@ -183,7 +183,7 @@ public final class PrimarySide: PairTraffic {
     backend?.roomMade()
     state.withLock { $0.channel = nil }
     meter.channelEnded(bytesSent: channel.bytesSent)
-    peer.change(.peerLost)
+    if machine.end == nil { peer.change(.peerLost) }
     turn.borrow(machine) {}
     dismiss(channel, guestEnded: machine.end != nil)
     for thread in [sender, receiver, ticker] { thread?.join() }

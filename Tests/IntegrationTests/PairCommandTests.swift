@@ -247,6 +247,10 @@ extension Integration {
       }
       try run("dd", ["if=/dev/urandom", "of=\(disk)", "bs=1M", "count=256", "conv=notrunc"])
       let other = try secondary(["--disk", copy])
+      func descriptors() -> Int {
+        ((try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(other.identifier)/fd")) ?? []).count
+      }
+      let open = descriptors()
       for _ in 0..<2 {
         let lost = try primary(tap: "tap0", ["--disk", disk, "--control", first])
         try lost.wait(for: "pair: now syncing", timeout: 30)
@@ -256,6 +260,7 @@ extension Integration {
         #expect(try waitUntil(seconds: 10) { try status(second)["state"] as? String == "waiting" })
       }
       #expect(other.console.contains("waiting for another"))
+      #expect(waitUntil { descriptors() <= open }, "\(descriptors()) open instead of \(open): a machine is left over")
       let last = try primary(tap: "tap0", ["--disk", disk])
       try last.wait(for: "pair: now primary", timeout: 60)
       try other.wait(for: "pair: now secondary", timeout: 30)
@@ -316,6 +321,18 @@ extension Integration {
         "pair", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline", cmdline(service),
       ])
       #expect(try guest.waitForExit() == status, "\(guest.console)")
+    }
+
+    @Test func pair_asAnotherUser_failsOver_andLeavesNoChild() throws {
+      let guest = try pair(["--user", "nobody"])
+      try inStep(guest)
+      let processes = children(of: guest)
+      let client = try space.connect(port: 6379)
+      try count(on: client, 1...40, moment: 20) { try #require(try ask("failover", second).status == 0) }
+      #expect(try ask("checkpoint", second).errors.contains("there is no secondary"))
+      guest.signal(SIGKILL)
+      _ = try guest.waitForExit()
+      #expect(waitUntil(seconds: 5) { !processes.contains(where: isAlive) })
     }
 
     @Test func pair_makesTheSecondarysDisk() throws {

@@ -5,8 +5,10 @@ import MiniVMM
 import Pair
 import Replication
 
-/// What a secondary has of its own, whichever primary comes: its tap and disks, opened once.
+/// What a secondary has of its own, whichever primary comes: KVM, its tap and disks, opened once and before it becomes another
+/// user.
 struct FollowerResources: Sendable {
+  let kvm: KVMSystem
   /// Whether KVM must be made to forget translations after a load.
   let refreshes: Bool
   private var tap: TapBackend?
@@ -22,6 +24,7 @@ struct FollowerResources: Sendable {
     guard settings.description.cards.count <= 1 else {
       throw ValidationError("a protected guest has one network card at the most")
     }
+    kvm = try KVMSystem()
     if let card = settings.description.cards.first {
       guard case .tap(let name) = card.host else { throw ValidationError("a protected guest's card is on a tap") }
       tap = try TapBackend(name: name)

@@ -46,12 +46,13 @@ struct Protection: Sendable {
           try channel.awaitAdmission()
           tell("pair: a secondary is at \(target.address)")
           let why = side.protect(machine, backend: backend, disks: disks, channel: channel, description: description)
-          tell("pair: alone: \(why)")
+          if machine.end != nil { return }
           if side.status.role == .fenced {
             tell("pair: another has taken over; this guest ends")
             machine.stop()
             return
           }
+          tell("pair: alone: \(why)")
           told = ""
         } catch {
           if told != "\(error)" { tell("pair: \(target.address): \(error)") }

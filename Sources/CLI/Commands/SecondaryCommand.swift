@@ -46,7 +46,8 @@ struct SecondaryCommand: ParsableCommand {
     try FaultPoints.install(faults.fault)
     try child.apply()
     let key = try PairKey.read(key)
-    let settings = try MachineSettings(machine, ConfigurationFile())
+    var settings = try MachineSettings(machine, ConfigurationFile())
+    let user = settings.user.take()
     let main = try MainLoop()
     let listener = unsafe lx_tcp_listen(listen)
     guard listener >= 0 else {
@@ -64,6 +65,8 @@ struct SecondaryCommand: ParsableCommand {
       try ControlServer(path: path, loop: main.events) { service.answer($0, descriptor: $1) }
     }
     defer { server?.close() }
+    // Not at the takeover: by then there are threads whose filters do not allow it.
+    if let user { try Session.dropPrivileges(to: user) }
     try service.start()
     main.run()
     throw try service.end()

@@ -15,7 +15,7 @@ final class SecondaryService: EventHandler {
     case following(SecondarySide)
     /// It has taken over; the main thread has not heard of it yet.
     case tookOver(PrimarySide, Session, Protection?)
-    case serving(Session, Controller)
+    case serving(PrimarySide, Session, Controller)
     /// The primary's guest has ended.
     case over
     case failed(any Error)
@@ -29,6 +29,8 @@ final class SecondaryService: EventHandler {
   private let key: SharedKey
   /// Where its own secondary is after a takeover.
   private let next: Protection.Target?
+  /// Of whichever machine there is.
+  private let sink: SwitchedSink?
   /// An eventfd: a takeover is done.
   private let turned: CInt
   private let phase = Mutex(Phase.waiting)
@@ -44,6 +46,7 @@ final class SecondaryService: EventHandler {
     self.listener = listener
     self.address = address
     self.key = key
+    sink = try SwitchedSink.open(settings.console, isOn: false)
     turned = lx_eventfd(0)
     guard turned >= 0 else { throw HostError(operation: "eventfd", errno: -turned) }
     _ = try main.events.register(turned, events: EPOLLIN.rawValue, handler: self, tag: 0)
@@ -60,6 +63,7 @@ final class SecondaryService: EventHandler {
   private func listen() {
     AssembledMachine.restrict(resources.filters, .pair)
     var told = ""
+    var follower: HostThread?
     func say(_ line: String) {
       // Whoever is refused tries again, several times a second.
       if told != line { tell(line) }
@@ -77,7 +81,9 @@ final class SecondaryService: EventHandler {
           continue
         }
         told = ""
-        let follower = try? HostThread.start(name: "pair-follow") { [self] in follow(channel, side) }
+        // The last one has said that it is done.
+        follower?.join()
+        follower = try? HostThread.start(name: "pair-follow") { [self] in follow(channel, side) }
         if follower == nil { phase.withLock { $0 = .waiting } }
       } catch { say("pair: refused a connection: \(error)") }
     }
@@ -100,7 +106,7 @@ final class SecondaryService: EventHandler {
       let description = try PairDescription(decoding: bytes)
       side.mode = description.mode
       let (settings, parts) = try resources.machine(settings, description, side, next)
-      let session = try Session(settings, main: main, isMuted: true)
+      let session = try Session(settings, main: main, sink: sink, kvm: resources.kvm)
       let (made, protection) = parts(session.assembled.machine)
       kept.withLock { $0 = (session, made.successor, protection) }
       return made
@@ -135,7 +141,7 @@ final class SecondaryService: EventHandler {
     _ = lx_eventfd_take(turned)
     let taken = phase.withLock { phase -> (Session, Protection?)? in
       guard case .tookOver(let successor, let session, let protection) = phase else { return nil }
-      phase = .serving(session, session.controller(successor))
+      phase = .serving(successor, session, session.controller(successor))
       return (session, protection)
     }
     do {
@@ -151,7 +157,9 @@ final class SecondaryService: EventHandler {
   func end() throws -> ExitCode {
     switch phase.withLock({ $0 }) {
     case .waiting, .following, .over: return ExitCode(ExitStatus.success.rawValue)
-    case .tookOver(_, let session, _), .serving(let session, _): return try session.end()
+    case .tookOver(let successor, let session, _), .serving(let successor, let session, _):
+      defer { successor.finish() }
+      return try session.end(successor.turn)
     case .failed(let failure): throw failure
     }
   }
@@ -159,7 +167,7 @@ final class SecondaryService: EventHandler {
   func answer(_ request: ControlRequest, descriptor: CInt) -> ControlReply {
     let phase = phase.withLock { $0 }
     switch (phase, request.command) {
-    case (.serving(_, let controller), _): return controller.answer(request, descriptor: descriptor)
+    case (.serving(_, _, let controller), _): return controller.answer(request, descriptor: descriptor)
     case (_, .stop):
       main.stop()
       return ControlReply(ok: true)

@@ -16,27 +16,19 @@ final class Session: Sendable {
   private let sink: SwitchedSink?
 
   /// Opens everything; nothing runs yet.
-  /// - Parameters:
-  ///   - main: the process's, if there is one already.
-  ///   - isMuted: console output is thrown away until ``attach()``.
-  init(_ settings: MachineSettings, main: MainLoop? = nil, isMuted: Bool = false) throws {
+  convenience init(_ settings: MachineSettings) throws {
+    try self.init(
+      settings, main: MainLoop(), sink: SwitchedSink.open(settings.console, isOn: true), kvm: KVMSystem())
+  }
+
+  /// - Parameter sink: turned on by ``attach(start:)``.
+  init(_ settings: MachineSettings, main: MainLoop, sink: SwitchedSink?, kvm: KVMSystem) throws {
     var description = settings.description
-    switch settings.console {
-    case .none: sink = nil
-    case .stdio: sink = SwitchedSink(DescriptorSink(1), isOn: !isMuted)
-    case .file(let path):
-      let file = unsafe lx_open(path, O_WRONLY | O_CREAT | O_TRUNC, 0o600)
-      guard file >= 0 else {
-        throw Failure(
-          "cannot write console file \(path): \(unsafe String(cString: lx_strerror(-file))); choose another path",
-          .cannotCreate)
-      }
-      sink = SwitchedSink(DescriptorSink(file), isOn: !isMuted)
-    }
     description.console = sink
     self.settings = settings
-    self.main = try main ?? MainLoop()
-    assembled = try AssembledMachine(description, kvm: KVMSystem())
+    self.main = main
+    self.sink = sink
+    assembled = try AssembledMachine(description, kvm: kvm)
   }
 
   func boot(_ source: BootSource, kernelPath: String) throws {
@@ -77,10 +69,7 @@ final class Session: Sendable {
     if settings.console == .stdio {
       _ = try ConsoleInput(serial: assembled.serial, loop: main.events, onEscape: { [main] in main.stop() })
     }
-    if let user = settings.user {
-      try Self.dropPrivileges(to: user)
-      try ChildOptions.keep()
-    }
+    if let user = settings.user { try Self.dropPrivileges(to: user) }
     try start()
     // What only the start needed goes back to the host once the threads have got to their loops.
     HostThread.waitReadable(assembled.machine.endDescriptor, timeoutMilliseconds: 20)
@@ -104,9 +93,10 @@ final class Session: Sendable {
     }
   }
 
-  private static func dropPrivileges(to user: String) throws {
+  /// For a process whose threads have no filters yet: each of them changes its user.
+  static func dropPrivileges(to user: String) throws {
     let result = unsafe lx_drop_privileges(user)
-    guard result < 0 else { return }
+    guard result < 0 else { return try ChildOptions.keep() }
     if result == -ENOENT {
       throw Failure("there is no user \(user); give a name from /etc/passwd or a number", .noPermission)
     }

@@ -243,6 +243,7 @@ public final class Machine: Sendable {
     for thread in vcpuThreads { thread.join() }
     let deviceThread = threads.deviceThread.withLock { $0.take() }
     deviceThread?.join()
+    eventLoop.removeAll()
   }
 
   func kick() { threads.kick() }

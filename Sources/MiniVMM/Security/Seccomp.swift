@@ -53,6 +53,9 @@ public struct SeccompFilters: Sendable {
   /// Restricts the calling thread from here on. Without filters (mode off) nothing happens.
   public func load(_ kind: ThreadKind) throws(SeccompError) {
     guard let program = programs[kind] else { return }
+    // Each thread's own: one that is older than the filters has not inherited it.
+    let privileges = lx_no_new_privileges()
+    guard privileges == 0 else { throw .load(thread: kind.rawValue, errno: -privileges) }
     let result = unsafe program.withUnsafeBytes { unsafe lx_seccomp_load($0.baseAddress, $0.count) }
     guard result == 0 else { throw .load(thread: kind.rawValue, errno: -result) }
   }

@@ -4,7 +4,8 @@ extension Channel {
 
   /// Secondary: does not follow this primary; instead of everything else.
   public func refuse(_ why: String) {
-    try? sendOnly(.admission(refusal: why))
+    try? send(.admission(refusal: why))
+    endSending(within: 100)
     close()
   }
 

@@ -2,40 +2,6 @@ internal import CLinux
 internal import Glibc
 internal import Synchronization
 
-/// Why a channel ended.
-public enum ChannelError: Error, Equatable, Sendable {
-  /// The other side closed it, or the network did.
-  case closed
-  case system(operation: String, errno: Int32)
-  /// Nothing came within the time a step may take.
-  case timedOut
-  /// The other side does not have our key, or is no peer of ours.
-  case notAuthentic
-  case otherVersion(UInt32)
-  case messageTooLong(UInt64)
-  /// The other side does not read: more waits than may.
-  case sendQueueFull
-  /// The secondary does not follow this primary: why.
-  case refused(String)
-}
-
-extension ChannelError: CustomStringConvertible {
-  public var description: String {
-    switch self {
-    case .closed: "the other side closed the connection"
-    case .system(let operation, let error):
-      "\(operation) on the replication channel: \(unsafe String(cString: lx_strerror(error)))"
-    case .timedOut: "the other side does not answer; is it a minivmm that waits for a peer?"
-    case .notAuthentic: "the other side does not have the same key; give both the same --key file"
-    case .otherVersion(let version):
-      "the other side speaks version \(version) of the protocol, this one \(Channel.version); run the same build on both"
-    case .messageTooLong(let count): "the other side announced a message of \(count) bytes"
-    case .sendQueueFull: "the other side does not read what it is sent"
-    case .refused(let why): "the other side refuses: \(why)"
-    }
-  }
-}
-
 /// A connected stream socket on which two sides that share a key exchange authenticated messages.
 ///
 ///     greeting: magic "MVMMPAIR"  version:4  nonce:32                        both, at once
@@ -59,9 +25,7 @@ public final class Channel: Sendable {
     let receiveBeat: SharedKey
   }
 
-  private static let magic = Array("MVMMPAIR".utf8)
-  private static let nonceSize = 32
-  private static let macSize = SharedKey.codeSize
+  static let macSize = SharedKey.codeSize
 
   /// Bytes of messages after which another record is begun.
   private static let recordSize = 1 << 20
@@ -141,7 +105,7 @@ public final class Channel: Sendable {
   ) throws(ChannelError) {
     // What fails here has no deinit.
     do throws(ChannelError) {
-      keys = try Self.shakeHands(descriptor, side, key, timeout: timeout)
+      keys = try Handshake.keys(descriptor, side, key, timeout: timeout)
     } catch {
       lx_close(descriptor)
       throw error
@@ -150,33 +114,6 @@ public final class Channel: Sendable {
     self.queueLimit = queueLimit
     wake = lx_eventfd(0)
     room = lx_eventfd(0)
-  }
-
-  private static func shakeHands(
-    _ descriptor: CInt, _ side: Side, _ key: SharedKey, timeout: UInt64
-  ) throws(ChannelError) -> Keys {
-    let deadline = lx_monotonic_ns() + timeout * 1_000_000
-    var mine = [UInt8](repeating: 0, count: nonceSize)
-    _ = unsafe mine.withUnsafeMutableBytes { unsafe lx_getrandom($0.baseAddress, $0.count) }
-    let greeting = magic + bytes(Self.version) + mine
-    try write(descriptor, greeting)
-    let theirs = try read(descriptor, greeting.count, deadline: deadline)
-    guard Array(theirs[..<8]) == magic else { throw .notAuthentic }
-    let version = (0..<4).reduce(UInt32(0)) { $0 | UInt32(theirs[8 + $1]) << (8 * UInt32($1)) }
-    guard version == Self.version else { throw .otherVersion(version) }
-    let other = Array(theirs[12...])
-    // Both know which side they are, so a proof that is sent back does not fit.
-    let peer: Side = side == .primary ? .secondary : .primary
-    let label = Array("proof".utf8)
-    try write(descriptor, key.code(label + [side.rawValue], mine + other))
-    let got = try read(descriptor, macSize, deadline: deadline)
-    guard SharedKey.equal(key.code(label + [peer.rawValue], other + mine)[...], got[...]) else { throw .notAuthentic }
-    let salt = side == .primary ? mine + other : other + mine
-    func derived(_ from: Side) -> SharedKey {
-      key.derived(salt: salt, info: Array("direction".utf8) + [from.rawValue])
-    }
-    func beat(_ from: Side) -> SharedKey { key.derived(salt: salt, info: Array("beat".utf8) + [from.rawValue]) }
-    return Keys(send: derived(side), receive: derived(peer), sendBeat: beat(side), receiveBeat: beat(peer))
   }
 
   deinit {
@@ -281,12 +218,6 @@ public final class Channel: Sendable {
 
   /// Bytes that have gone to the kernel.
   public var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
-
-  /// Sends one message, there and then: for a channel that ends with it.
-  func sendOnly(_ message: Message) throws(ChannelError) {
-    try send(message)
-    endSending(within: 100)
-  }
 
   // MARK: The two threads
 
@@ -422,13 +353,7 @@ public final class Channel: Sendable {
       }
       if result == -Int(EINTR) { continue }
       if result == -Int(EAGAIN) {
-        var patience: CInt = -1
-        if let deadline {
-          let now = lx_monotonic_ns()
-          guard now < deadline else { throw .timedOut }
-          patience = CInt((deadline - now) / 1_000_000) + 1
-        }
-        HostWait.readable(descriptor, timeout: patience)
+        try wait(until: deadline)
         continue
       }
       guard result > 0 else {
@@ -436,6 +361,13 @@ public final class Channel: Sendable {
       }
       reader.end += result
     }
+  }
+
+  private func wait(until deadline: UInt64?) throws(ChannelError) {
+    guard let deadline else { return _ = HostWait.readable(descriptor) }
+    let now = lx_monotonic_ns()
+    guard now < deadline else { throw .timedOut }
+    HostWait.readable(descriptor, timeout: CInt((deadline - now) / 1_000_000) + 1)
   }
 
   // MARK: Pieces
@@ -446,62 +378,7 @@ public final class Channel: Sendable {
     (0..<4).reduce(0) { $0 | Int(bytes[offset + $1]) << (8 * $1) }
   }
 
-  fileprivate static func bytes<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
+  static func bytes<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
     (0..<T.bitWidth / 8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
-  }
-
-  private static func write(_ descriptor: CInt, _ bytes: [UInt8]) throws(ChannelError) {
-    var done = 0
-    while done < bytes.count {
-      let result = unsafe bytes.withUnsafeBytes { buffer in
-        let rest = unsafe UnsafeRawBufferPointer(rebasing: buffer[done...])
-        return unsafe lx_send(descriptor, rest.baseAddress, rest.count)
-      }
-      if result == -Int(EINTR) { continue }
-      if result == -Int(EAGAIN) {
-        HostWait.writable(descriptor, timeout: 1000)
-        continue
-      }
-      guard result > 0 else {
-        throw result == -Int(EPIPE) || result == -Int(ECONNRESET)
-          ? .closed : .system(operation: "send", errno: CInt(-result))
-      }
-      done += result
-    }
-  }
-
-  private static func read(_ descriptor: CInt, _ count: Int, deadline: UInt64) throws(ChannelError) -> [UInt8] {
-    var bytes = [UInt8](repeating: 0, count: count)
-    var done = 0
-    while done < count {
-      let now = lx_monotonic_ns()
-      guard now < deadline, HostWait.readable(descriptor, timeout: CInt((deadline - now) / 1_000_000) + 1) else {
-        throw .timedOut
-      }
-      let result = unsafe bytes.withUnsafeMutableBytes { buffer in
-        let rest = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
-        return unsafe lx_recv(descriptor, rest.baseAddress, rest.count)
-      }
-      if result == -Int(EINTR) || result == -Int(EAGAIN) { continue }
-      guard result > 0 else {
-        throw result == 0 || result == -Int(ECONNRESET) ? .closed : .system(operation: "recv", errno: CInt(-result))
-      }
-      done += result
-    }
-    return bytes
-  }
-}
-
-/// Waits for a descriptor, in milliseconds (-1 for ever): whether it is ready.
-private enum HostWait {
-  @discardableResult
-  static func readable(_ descriptor: CInt, timeout: CInt = -1) -> Bool { wait(descriptor, POLLIN, timeout) }
-
-  @discardableResult
-  static func writable(_ descriptor: CInt, timeout: CInt = -1) -> Bool { wait(descriptor, POLLOUT, timeout) }
-
-  private static func wait(_ descriptor: CInt, _ events: CInt, _ timeout: CInt) -> Bool {
-    var entry = pollfd(fd: descriptor, events: Int16(events), revents: 0)
-    return unsafe poll(&entry, 1, timeout) != 0
   }
 }
