@@ -17,6 +17,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -27,9 +28,15 @@ void lx_set_thread_name(const char *name) { prctl(PR_SET_NAME, name); }
 int lx_thread_start(pthread_t *thread, void *(*body)(void *), void *context) {
   return -pthread_create(thread, NULL, body, context);
 }
-void lx_thread_urgent(int urgent) {
-  struct sched_param parameters = {.sched_priority = urgent ? 1 : 0};
-  sched_setscheduler(0, urgent ? SCHED_RR | SCHED_RESET_ON_FORK : SCHED_OTHER, &parameters);
+void lx_thread_urgent(void) {
+  struct sched_param parameters = {.sched_priority = 1};
+  sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &parameters);
+}
+void lx_thread_prefer(int preferred) {
+  struct sched_param parameters = {.sched_priority = 0};
+  // So that threads which it starts have the usual weight.
+  sched_setscheduler(0, preferred ? SCHED_OTHER | SCHED_RESET_ON_FORK : SCHED_OTHER, &parameters);
+  setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), preferred ? -10 : 0);
 }
 int lx_thread_join(pthread_t thread) { return -pthread_join(thread, NULL); }
 int lx_thread_signal(pthread_t thread, int signal) { return -pthread_kill(thread, signal); }

@@ -9,6 +9,8 @@ internal import Synchronization
 final class PeerWatch: Sendable {
   /// Nanoseconds between signs of life.
   private static let heartbeat: UInt64 = 10_000_000
+  /// Silence that is always borne: longer than a kernel keeps busy real-time threads from running (50 ms a second).
+  private static let shortest: UInt64 = 60_000_000
   /// Absence after which a peer has given this side up, and how long after it what arrives was sent after it, in
   /// nanoseconds.
   private static let absence: UInt64 = 100_000_000
@@ -20,13 +22,15 @@ final class PeerWatch: Sendable {
 
   private struct State {
     var roles: RoleMachine
-    var detector = FailureDetector(paths: 2, interval: PeerWatch.heartbeat, now: 0)
+    var detector = FailureDetector(paths: 2, interval: PeerWatch.heartbeat, shortest: PeerWatch.shortest, now: 0)
     var isLost = false
     /// It said that it serves on without this side.
     var hasLeft = false
     /// When this side came back after it had been away for longer than a peer waits.
     var cameBack: UInt64?
-    var onRole: @Sendable (Role) -> Void = { _ in }
+    /// Why the peer was taken for lost.
+    var loss = ""
+    var onRole: @Sendable (Role, String) -> Void = { _, _ in }
   }
 
   private let state: Mutex<State>
@@ -46,7 +50,7 @@ final class PeerWatch: Sendable {
   var role: Role { state.withLock { $0.roles.role } }
   var term: UInt64 { state.withLock { $0.roles.term } }
   var isLost: Bool { state.withLock { $0.isLost } }
-  var onRole: @Sendable (Role) -> Void {
+  var onRole: @Sendable (Role, String) -> Void {
     get { state.withLock { $0.onRole } }
     set { state.withLock { $0.onRole = newValue } }
   }
@@ -62,7 +66,9 @@ final class PeerWatch: Sendable {
       state.isLost = false
       state.cameBack = nil
       state.hasLeft = false
-      state.detector = FailureDetector(paths: 2, interval: Self.heartbeat, now: lx_monotonic_ns())
+      state.loss = ""
+      state.detector = FailureDetector(
+        paths: 2, interval: Self.heartbeat, shortest: Self.shortest, now: lx_monotonic_ns())
     }
   }
 
@@ -83,7 +89,10 @@ final class PeerWatch: Sendable {
     while true {
       let (hasLeft, isDead) = state.withLock { ($0.hasLeft, $0.detector.isDead(now: lx_monotonic_ns())) }
       if hasLeft { return false }
-      if isDead { return true }
+      if isDead {
+        state.withLock { if $0.loss.isEmpty { $0.loss = $0.detector.silences(now: lx_monotonic_ns()) } }
+        return true
+      }
       usleep(1000)
     }
   }
@@ -98,32 +107,44 @@ final class PeerWatch: Sendable {
   var mayTakeOver: Bool { state.withLock { $0.cameBack == nil } }
 
   /// The peer is gone.
-  func lose() { state.withLock { $0.isLost = true } }
+  func lose(_ why: String = "") {
+    state.withLock { state in
+      state.isLost = true
+      if state.loss.isEmpty { state.loss = why }
+    }
+  }
+
+  /// Why the peer was taken for lost; empty before.
+  var loss: String { state.withLock { $0.loss } }
 
   @discardableResult
   func change(_ event: RoleEvent) -> RoleMachine.Transition? {
-    let (transition, tell) = state.withLock { ($0.roles.handle(event), $0.onRole) }
+    let (transition, tell, loss) = state.withLock { ($0.roles.handle(event), $0.onRole, $0.loss) }
     if transition?.to == .fenced { fence() }
-    if let transition { tell(transition.to) }
+    if let transition {
+      tell(transition.to, transition.cause == .peerLost && !loss.isEmpty ? loss : transition.cause.description)
+    }
     return transition
   }
 
   /// Sends signs of life until the peer is lost, or dead by the detector, of which it tells. The body of a thread.
   func run(_ channel: Channel, isDead: () -> Void) {
     // A busy host must not make this side look dead.
-    lx_thread_urgent(1)
+    lx_thread_urgent()
     var number: UInt64 = 0
     var last = lx_monotonic_ns()
     while true {
       let now = lx_monotonic_ns()
-      let (term, over) = state.withLock { state in
+      let (term, over) = state.withLock { (state: inout State) in
         // Kept from running for so long that what the peer sent may not have been read.
         if now - last > 4 * Self.heartbeat { state.detector.wasAway(until: now) }
         if now - last > Self.absence { state.cameBack = now }
         let grace = [.syncing, .joining].contains(state.roles.role) ? Self.joiningGrace : 0
         // Who serves can do without a peer whose channel is stuck, and tell it so by a beat.
         let isStuck = state.roles.mayEmit && state.detector.silence(path: 0, now: now) > Self.stuck + grace
-        return (state.roles.term, state.isLost || isStuck || state.detector.isDead(now: now, grace: grace))
+        let isDead = state.detector.isDead(now: now, grace: grace)
+        if isStuck || isDead, state.loss.isEmpty { state.loss = state.detector.silences(now: now) }
+        return (state.roles.term, state.isLost || isStuck || isDead)
       }
       if over { return isDead() }
       if (try? channel.send(.heartbeat(term: term, sequence: number))) == nil { channel.close() }

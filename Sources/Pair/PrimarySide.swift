@@ -77,8 +77,8 @@ public final class PrimarySide: PairTraffic {
   /// Serves in `term` from now on: its guest was a secondary's, which has taken over.
   func take(term: UInt64) { peer.take(term: term) }
 
-  /// Told of every new role.
-  public var onRole: @Sendable (Role) -> Void {
+  /// Told of every new role, and why.
+  public var onRole: @Sendable (Role, String) -> Void {
     get { peer.onRole }
     set { peer.onRole = newValue }
   }
@@ -102,7 +102,7 @@ public final class PrimarySide: PairTraffic {
       }
     }
     meter.sentInput(number)
-    do throws(ChannelError) { try channel.post(.input(card: 0, number: number, frame: unsafe Array(frame))) } catch {
+    do throws(ChannelError) { unsafe try channel.post(.input, card: 0, number: number, frame: frame) } catch {
       channel.abandon()
     }
   }
@@ -120,7 +120,7 @@ public final class PrimarySide: PairTraffic {
   public func started(_ frame: UnsafeRawBufferPointer) {
     guard options.mode == .colo, let channel = state.withLock({ $0.channel }) else { return }
     do throws(ChannelError) {
-      try channel.post(.started(card: 0, epoch: gate.epoch, frame: unsafe Array(frame)))
+      unsafe try channel.post(.started, card: 0, number: gate.epoch, frame: frame)
     } catch { channel.abandon() }
   }
 
@@ -216,7 +216,7 @@ public final class PrimarySide: PairTraffic {
     while true {
       let cause = first ? .first : wait(since: last, &patience)
       if machine.end != nil { return "the guest has ended" }
-      guard let cause else { return "the secondary is lost" }
+      guard let cause else { return peer.loss }
       do {
         if first { try firstCopy(machine, disks, channel, stage) }
         var began: UInt64 = 0
@@ -249,7 +249,7 @@ public final class PrimarySide: PairTraffic {
         try send(stage, epoch, saved, first ? [0] : given, mappings, sent, channel)
         FaultPoints.pass(.checkpointSent)
         first = false
-        guard awaitReceived(epoch) else { return "the secondary is lost" }
+        guard awaitReceived(epoch) else { return peer.loss }
       } catch {
         return "\(error)"
       }
@@ -351,10 +351,10 @@ public final class PrimarySide: PairTraffic {
   // MARK: Receiving thread
 
   private func receive(_ channel: Channel, _ backend: PairBackend?) {
-    lx_thread_urgent(1)
+    lx_thread_prefer(1)
     do {
       while true {
-        switch try Message(decoding: try channel.receive()) {
+        switch try channel.receive() {
         case .inputAcknowledged(_, let count):
           meter.inputAcknowledged(count)
           gate.inputAcknowledged(count)
@@ -394,7 +394,7 @@ public final class PrimarySide: PairTraffic {
     } catch {
       // A secondary that talks nonsense lives, and must hear that it is left before it sees the end.
       if case ChannelError.closed = error { channel.close() }
-      peer.lose()
+      peer.lose("\(error)")
       receivingEnded.store(true, ordering: .releasing)
       lx_eventfd_signal(wake)
     }

@@ -64,8 +64,8 @@ public final class SecondarySide: PairTraffic {
     get { state.withLock { $0.mode } }
     set { state.withLock { $0.mode = newValue } }
   }
-  /// Told of every new role.
-  public var onRole: @Sendable (Role) -> Void {
+  /// Told of every new role, and why.
+  public var onRole: @Sendable (Role, String) -> Void {
     get { peer.onRole }
     set { peer.onRole = newValue }
   }
@@ -95,13 +95,13 @@ public final class SecondarySide: PairTraffic {
 
   public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer) {
     guard mode == .colo else { return }
-    let frame = unsafe Array(frame)
+    let copy = unsafe Array(frame)
     let (channel, loaded) = state.withLock { state in
-      state.unconfirmed.add(frame, now: lx_monotonic_ns())
+      state.unconfirmed.add(copy, now: lx_monotonic_ns())
       return (state.channel, state.loaded)
     }
     guard let channel else { return }
-    do throws(ChannelError) { try channel.post(.output(card: 0, base: loaded, frame: frame)) } catch {
+    do throws(ChannelError) { unsafe try channel.post(.output, card: 0, number: loaded, frame: frame) } catch {
       channel.abandon()
     }
   }
@@ -113,8 +113,8 @@ public final class SecondarySide: PairTraffic {
   public func follow(_ channel: Channel, make: ([UInt8]) throws -> Parts) -> Ending {
     state.withLock { $0.channel = channel }
     peer.begin(channel)
-    lx_thread_urgent(1)
-    defer { lx_thread_urgent(0) }
+    lx_thread_prefer(1)
+    defer { lx_thread_prefer(0) }
     try? channel.admit()
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
     let ticker = try? HostThread.start(name: "pair-tick") { [self] in
@@ -182,7 +182,7 @@ public final class SecondarySide: PairTraffic {
   private func receive(
     _ channel: Channel, _ queue: CheckpointQueue, _ parts: inout Parts?, _ make: ([UInt8]) throws -> Parts
   ) throws {
-    guard case .configuration(let description) = try Message(decoding: try channel.receive()) else {
+    guard case .configuration(let description) = try channel.receive() else {
       throw ChannelError.notAuthentic
     }
     let made = try make(description)
@@ -195,7 +195,7 @@ public final class SecondarySide: PairTraffic {
     var received: UInt64 = 0
     var owed: UInt64 = 0
     while true {
-      let message = try Message(decoding: try channel.receive())
+      let message = try channel.receive()
       if state.withLock({ $0.demanded }) { throw FollowError.demanded }
       switch message {
       case .input(_, let number, let frame):

@@ -77,7 +77,7 @@ public struct StateReader: Sendable {
     self.init(slice: bytes[...])
   }
 
-  private init(slice: ArraySlice<UInt8>) {
+  public init(slice: ArraySlice<UInt8>) {
     bytes = slice
     position = slice.startIndex
   }

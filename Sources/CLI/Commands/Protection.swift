@@ -28,7 +28,7 @@ struct Protection: Sendable {
   let filters: SeccompFilters
 
   func start() throws {
-    side.onRole = { tell("pair: now \($0.rawValue)") }
+    side.onRole = { tell("pair: now \($0.rawValue): \($1)") }
     side.tellProgress { tell("pair: \($0)") }
     _ = try HostThread.start(name: "pair") {
       AssembledMachine.restrict(filters, .pair)

@@ -94,7 +94,7 @@ final class SecondaryService: EventHandler {
     phase.withLock { phase in
       guard case .waiting = phase else { return nil }
       let side = SecondarySide(refreshes: resources.refreshes, beats: resources.beats)
-      side.onRole = { tell("pair: now \($0.rawValue)") }
+      side.onRole = { tell("pair: now \($0.rawValue): \($1)") }
       phase = .following(side)
       return side
     }

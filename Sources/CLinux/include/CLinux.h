@@ -128,9 +128,13 @@ int lx_gettid(void);
 void lx_set_thread_name(const char *name);
 /// Starts a joinable pthread that runs body(context). Returns 0 or -errno.
 int lx_thread_start(pthread_t *thread, void *(*body)(void *), void *context);
-/// Puts the calling thread before all ordinary ones (SCHED_RR, lowest priority), or back among them; threads that it starts
-/// are ordinary. Where that is not allowed, nothing happens.
-void lx_thread_urgent(int urgent);
+/// Puts the calling thread before all ordinary ones (SCHED_RR, lowest priority): only for one that does next to nothing, as
+/// the kernel keeps busy real-time threads from running now and then. Threads that it starts are ordinary. Where that is
+/// not allowed, nothing happens.
+void lx_thread_urgent(void);
+/// Gives the calling thread more weight than others of its session (nice -10), or as much again. Where that is not allowed,
+/// nothing happens.
+void lx_thread_prefer(int preferred);
 int lx_thread_join(pthread_t thread);
 int lx_thread_signal(pthread_t thread, int signal);
 /// The first real-time signal glibc leaves free; MiniVMM kicks vCPU threads with it.

@@ -13,8 +13,7 @@ extension Channel {
   /// - Parameter milliseconds: at most.
   public func awaitAdmission(within milliseconds: UInt64 = 2000) throws(ChannelError) {
     let message: Message
-    let bytes = try receive(within: milliseconds)
-    do { message = try Message(decoding: bytes) } catch { throw .notAuthentic }
+    do { message = try receive(within: milliseconds) } catch { throw error as? ChannelError ?? .notAuthentic }
     guard case .admission(let refusal) = message else { throw .notAuthentic }
     guard refusal.isEmpty else { throw .refused(refusal) }
   }

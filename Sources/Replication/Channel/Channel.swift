@@ -28,7 +28,7 @@ public final class Channel: Sendable {
   static let macSize = SharedKey.codeSize
 
   /// Bytes of messages after which another record is begun.
-  private static let recordSize = 1 << 20
+  private static let recordSize = 64 << 10
   /// What a peer may make us allocate for a record.
   private static let recordLimit = Message.limit + recordSize
 
@@ -41,20 +41,24 @@ public final class Channel: Sendable {
     var isClosed = false
     var takesBulk = true
 
-    mutating func append(_ message: [UInt8], urgent isUrgent: Bool) {
-      bytes += message.count
-      if isUrgent, let last = urgent.indices.last, urgent[last].count + message.count <= Channel.recordSize {
-        Self.append(message, to: &urgent[last])
-        return
+    /// A message in two pieces.
+    mutating func append(_ head: [UInt8], _ rest: UnsafeRawBufferPointer, urgent isUrgent: Bool) {
+      let count = head.count + rest.count
+      bytes += count
+      if isUrgent, let last = urgent.indices.last, urgent[last].count + count <= Channel.recordSize {
+        return unsafe Self.append(head, rest, to: &urgent[last])
       }
-      var record = [UInt8](repeating: 0, count: 4)
-      Self.append(message, to: &record)
+      var record: [UInt8] = []
+      record.reserveCapacity(count + 8 + Channel.macSize)
+      record.append(contentsOf: [0, 0, 0, 0])
+      unsafe Self.append(head, rest, to: &record)
       if isUrgent { urgent.append(record) } else { bulk.append(record) }
     }
 
-    private static func append(_ message: [UInt8], to record: inout [UInt8]) {
-      record.append(contentsOf: Channel.bytes(UInt32(message.count)))
-      record.append(contentsOf: message)
+    private static func append(_ head: [UInt8], _ rest: UnsafeRawBufferPointer, to record: inout [UInt8]) {
+      record.append(contentsOf: Channel.bytes(UInt32(head.count + rest.count)))
+      record.append(contentsOf: head)
+      unsafe record.append(contentsOf: rest)
     }
 
     mutating func takeUrgent() -> [UInt8]? { urgent.isEmpty ? nil : taken(urgent.removeFirst()) }
@@ -126,12 +130,23 @@ public final class Channel: Sendable {
 
   /// Sends a message that must not wait; in order among its like.
   public func send(_ message: Message) throws(ChannelError) {
-    try enqueue(message.encoded, urgent: true)
+    unsafe try enqueue(message.encoded, Self.nothing, urgent: true)
     flush()
   }
 
   /// Queues a message that must not wait for long: until the next ``flush()`` or ``send(_:)``.
-  public func post(_ message: Message) throws(ChannelError) { try enqueue(message.encoded, urgent: true) }
+  public func post(_ message: Message) throws(ChannelError) {
+    unsafe try enqueue(message.encoded, Self.nothing, urgent: true)
+  }
+
+  /// ``post(_:)`` of a message with a frame, which is copied once.
+  public func post(
+    _ kind: FrameMessage, card: UInt8, number: UInt64, frame: UnsafeRawBufferPointer
+  ) throws(ChannelError) {
+    unsafe try enqueue(kind.head(card: card, number: number, count: frame.count), frame, urgent: true)
+    // Much need not wait for more.
+    if queue.withLock({ $0.urgent.count > 1 }) { flush() }
+  }
 
   /// Has the sending thread send what was posted: for threads that may not.
   public func wakeSender() { lx_eventfd_signal(wake) }
@@ -147,15 +162,19 @@ public final class Channel: Sendable {
       HostWait.readable(room, timeout: 100)
       _ = lx_eventfd_take(room)
     }
-    try enqueue(message.encoded, urgent: false)
+    unsafe try enqueue(message.encoded, Self.nothing, urgent: false)
     lx_eventfd_signal(wake)
   }
 
-  private func enqueue(_ bytes: [UInt8], urgent: Bool) throws(ChannelError) {
+  private static var nothing: UnsafeRawBufferPointer { unsafe UnsafeRawBufferPointer(start: nil, count: 0) }
+
+  private func enqueue(
+    _ head: [UInt8], _ rest: UnsafeRawBufferPointer, urgent: Bool
+  ) throws(ChannelError) {
     let failure: ChannelError? = queue.withLock { queue in
       if queue.isClosed || !urgent && !queue.takesBulk { return .closed }
-      guard queue.bytes + bytes.count <= queueLimit else { return .sendQueueFull }
-      queue.append(bytes, urgent: urgent)
+      guard queue.bytes + head.count + rest.count <= queueLimit else { return .sendQueueFull }
+      unsafe queue.append(head, rest, urgent: urgent)
       return nil
     }
     if let failure { throw failure }
@@ -223,8 +242,7 @@ public final class Channel: Sendable {
 
   /// Sends what is queued until the channel ends. The body of the sending thread.
   public func runSender() -> ChannelError {
-    // Heartbeats come this way: a busy host must not make this side look dead.
-    lx_thread_urgent(1)
+    lx_thread_prefer(1)
     while true {
       let (isDone, failure) = wire.withLock { wire in (transmit(&wire, bulk: true), wire.failure) }
       if let failure {
@@ -285,23 +303,19 @@ public final class Channel: Sendable {
 
   /// The next message. For the receiving thread.
   /// - Parameter milliseconds: how long it may take; nil for any time.
-  public func receive(within milliseconds: UInt64? = nil) throws(ChannelError) -> [UInt8] {
+  /// - Throws: ``ChannelError``, or ``StateError`` for a message that is none.
+  public func receive(within milliseconds: UInt64? = nil) throws -> Message {
     let deadline = milliseconds.map { lx_monotonic_ns() + $0 * 1_000_000 }
-    var failure: ChannelError?
-    let message: [UInt8] = reader.withLock { reader in
-      do throws(ChannelError) {
+    let result: Result<Message, any Error> = reader.withLock { reader in
+      Result {
         while reader.messages.isEmpty { try nextRecord(&reader, deadline) }
         let count = Self.number(reader.bytes, at: reader.messages.lowerBound)
         let body = reader.messages.lowerBound + 4..<reader.messages.lowerBound + 4 + count
         reader.messages = body.upperBound..<reader.messages.upperBound
-        return Array(reader.bytes[body])
-      } catch {
-        failure = error
-        return []
+        return try Message(decoding: reader.bytes[body])
       }
     }
-    if let failure { throw failure }
-    return message
+    return try result.get()
   }
 
   /// Whether a message can be received without waiting, as far as is known.

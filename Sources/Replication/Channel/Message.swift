@@ -11,7 +11,8 @@ public enum Message: Equatable, Sendable {
   case inputAcknowledged(card: UInt8, count: UInt64)
   /// Secondary: what its guest has sent since it loaded checkpoint `base`.
   case output(card: UInt8, base: UInt64, frame: [UInt8])
-  /// Primary: a change of a disk in epoch `epoch`; in 0 while the disk is copied before the first checkpoint. An empty write is a discard or, with `zero`, zeros.
+  /// Primary: a change of a disk in epoch `epoch`; in 0 while the disk is copied before the first checkpoint. An empty write
+  /// is a discard or, with `zero`, zeros.
   case disk(index: UInt8, epoch: UInt64, position: UInt64, count: UInt64, zero: UInt8, bytes: [UInt8])
   /// Primary: pages of checkpoint `epoch`, coded by ``PageRun``.
   case pages(epoch: UInt64, run: [UInt8])
@@ -34,6 +35,23 @@ public enum Message: Equatable, Sendable {
   case admission(refusal: String)
   /// Primary: somebody wants the secondary to take over now.
   case takeOver
+}
+
+/// The messages that carry a frame, which are many.
+public enum FrameMessage: UInt8, Sendable {
+  case input = 2
+  case output = 4
+  case started = 12
+
+  /// The message up to the frame's bytes.
+  func head(card: UInt8, number: UInt64, count: Int) -> [UInt8] {
+    var out = StateWriter()
+    out.put(rawValue)
+    out.put(card)
+    out.put(number)
+    out.put(UInt32(count))
+    return out.bytes
+  }
 }
 
 extension Message {
@@ -103,8 +121,10 @@ extension Message {
     return out.bytes
   }
 
-  public init(decoding bytes: [UInt8]) throws(StateError) {
-    var reader = StateReader(bytes)
+  public init(decoding bytes: [UInt8]) throws(StateError) { try self.init(decoding: bytes[...]) }
+
+  public init(decoding bytes: ArraySlice<UInt8>) throws(StateError) {
+    var reader = StateReader(slice: bytes)
     let kind = try reader.get(UInt8.self)
     switch kind {
     case 1: self = .configuration(try reader.get())

@@ -45,6 +45,15 @@ public struct FailureDetector: Sendable {
   /// How long a path has been silent, in nanoseconds.
   public func silence(path: Int, now: UInt64) -> UInt64 { now - min(paths[path].last, now) }
 
+  /// What each path has to say for the peer's death.
+  public func silences(now: UInt64) -> String {
+    let told = paths.indices.map { index in
+      let time = "silent for \(silence(path: index, now: now) / 1_000_000) of \(timeout(path: index) / 1_000_000) ms"
+      return "\(index == 0 ? "channel" : "beats") \(paths[index].hasEnded ? "ended" : time)"
+    }
+    return told.joined(separator: ", ")
+  }
+
   /// The caller itself was not running (stopped, or starved): what the peer sent meanwhile is not read yet.
   public mutating func wasAway(until now: UInt64) {
     for index in paths.indices { paths[index].last = max(paths[index].last, now) }

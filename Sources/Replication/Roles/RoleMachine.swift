@@ -32,6 +32,20 @@ public enum RoleEvent: Equatable, Sendable {
   case laterTerm(UInt64)
 }
 
+extension RoleEvent: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .secondaryConnected: "a secondary is there"
+    case .firstCheckpoint: "the first checkpoint is whole"
+    case .peerLost: "the other side is lost"
+    case .peerSaidFarewell: "the other side said farewell"
+    case .takeoverDone: "the takeover is done"
+    case .failoverDemanded: "asked to take over"
+    case .laterTerm(let term): "the other side serves in term \(term)"
+    }
+  }
+}
+
 /// The roles and the ways between them; the only place that changes a role. A value.
 ///
 /// A term counts takeovers: the survivor raises it, and says it to whoever comes back. Whoever hears a later term than its
