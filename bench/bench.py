@@ -9,9 +9,10 @@ import sys
 
 from machine import raise_priority
 from measure import Options, Unavailable
-from topics import blk, exits, net, snapshot, start, store
+from topics import blk, bulk, comparator, exits, failover, idle, kv, linux_pair, net, pause, snapshot, start, store
 
-TOPICS = {module.NAME: module for module in (exits, start, blk, net, store, snapshot)}
+TOPICS = {module.NAME: module for module in (exits, start, blk, net, store, snapshot, comparator, pause, kv, bulk, failover, idle,
+                                             linux_pair)}
 
 EXAMPLES = """
 examples:

@@ -38,3 +38,17 @@ class Namespace:
     @staticmethod
     def _ip(*words):
         subprocess.run(["ip", *words], check=True)
+
+
+class Bridge(Namespace):
+    """Two taps on a bridge, where the clients are as well: the network of a pair."""
+
+    def __enter__(self):
+        self._ip("netns", "add", self.name)
+        for words in ("link set lo up", "link add bridge0 type bridge", f"address add {HOST}/24 dev bridge0",
+                      "link set bridge0 up"):
+            self._ip("-n", self.name, *words.split())
+        for tap in ("tap0", "tap1"):
+            for words in (f"tuntap add {tap} mode tap", f"link set {tap} master bridge0", f"link set {tap} up"):
+                self._ip("-n", self.name, *words.split())
+        return self
