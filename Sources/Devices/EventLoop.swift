@@ -206,11 +206,16 @@ public final class EventLoop: Sendable {
     }
   }
 
+  /// Has ``park()`` wait for less.
+  public func beginParking() {
+    control.withLock { if $0.wish == .run { $0.wish = .park } }
+    lx_eventfd_signal(wake)
+  }
+
   /// Stops handling events and returns once no handler runs; before ``run()``, keeps it from starting. Not from the
   /// device thread.
   public func park() {
-    control.withLock { if $0.wish == .run { $0.wish = .park } }
-    lx_eventfd_signal(wake)
+    beginParking()
     while control.withLock({ $0.state == .running }) {
       // Of several threads that wait here one takes the signal; the others look again soon.
       HostThread.waitReadable(changed, timeoutMilliseconds: 10)

@@ -245,8 +245,11 @@ public final class PrimarySide: PairTraffic {
         }
         FaultPoints.pass(.resumed)
         last = lx_monotonic_ns()
-        meter.tookCheckpoint(epoch, cause, pause: last - began, pages: stage.pages.count)
-        try send(stage, epoch, saved, first ? [0] : given, mappings, sent, channel)
+        let resumed = max(machine.resumedAt, began)
+        meter.tookCheckpoint(
+          epoch, cause, pause: (machine.end == nil && resumed > began ? resumed : last) - began,
+          pages: stage.pages.count)
+        try send(stage, epoch, saved.encoded, first ? [0] : given, mappings, sent, channel)
         FaultPoints.pass(.checkpointSent)
         first = false
         guard awaitReceived(epoch) else { return peer.loss }

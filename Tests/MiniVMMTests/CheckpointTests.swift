@@ -40,13 +40,13 @@ extension MachineTests {
           all.forEach { primary.memory.dirty.insert(first: $0, last: $0) }
           primary.resume()
         }
-        let (state, report) = try primary.capture(into: stage, dirty: &dirty)
+        let (gathered, report) = try primary.capture(into: stage, dirty: &dirty)
         #expect(report.total > 0)
         let expected = try ram(primary.memory)
         let window: UInt32 = turn % 2 == 0 ? 0xaaaa : 0xbbbb
         primary.resume()
 
-        try secondary.load([stage], state: state, dirty: &scratch, refreshing: true, clock: .catchesUp)
+        try secondary.load([stage], state: gathered.encoded, dirty: &scratch, refreshing: true, clock: .catchesUp)
         #expect(try ram(secondary.memory) == expected, "checkpoint \(turn)")
         if turn == 0 { try secondary.start() } else { secondary.resume() }
         let count = try secondary.memory.load(UInt32.self, at: Self.results)

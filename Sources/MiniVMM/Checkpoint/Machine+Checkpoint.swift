@@ -20,11 +20,13 @@ extension Machine {
   /// - Parameters:
   ///   - stage: emptied, then filled.
   ///   - dirty: the scratch set; emptied.
-  public func capture(into stage: PageStage, dirty: inout PageSet) throws(MachineError) -> ([UInt8], CaptureReport) {
+  public func capture(into stage: PageStage, dirty: inout PageSet) throws(MachineError) -> (
+    GatheredState, CaptureReport
+  ) {
     let paused = pause()
     let start = lx_monotonic_ns()
     // Before the pages: saving may write to guest RAM (rings), and those pages belong to this checkpoint.
-    let state = try save()
+    let state = try gather()
     let saved = lx_monotonic_ns()
     dirty.removeAll()
     try harvestDirtyPages(into: &dirty)

@@ -35,7 +35,7 @@ extension VirtualCPU {
     state.debugRegs = try get(.getDebugRegs, VCPUState.debugRegsSize)
     state.lapic = try get(.getLAPIC, VCPUState.lapicSize)
     state.tscKHz = try tscFrequency()
-    state.cpuid = try cpuid().flatMap { entry in unsafe withUnsafeBytes(of: entry) { unsafe Array($0) } }
+    state.cpuid = try savedCPUID()
     state.registers = try msrs(list[...]).map { VCPUState.Register(index: $0.index, value: $0.data) }
     state.tsc = try guestTSC(hostTSC: hostTSC)
     if let deadline = try msrs([Self.tscDeadlineRegister]).first?.data {

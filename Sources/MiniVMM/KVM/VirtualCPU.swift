@@ -1,6 +1,7 @@
 internal import CKVM
 internal import CLinux
 internal import Glibc
+internal import Synchronization
 
 /// A KVM virtual CPU: its descriptor and the `kvm_run` page it shares with the kernel.
 ///
@@ -10,6 +11,7 @@ internal import Glibc
   let index: Int
   let descriptor: Descriptor
   private let runSize: Int
+  private let knownCPUID = Mutex<[UInt8]>([])
   private nonisolated(unsafe) let shared: UnsafeMutablePointer<kvm_run>
 
   init(_ machine: VirtualMachine, _ system: KVMSystem, index: Int) throws(KVMError) {
@@ -114,7 +116,20 @@ internal import Glibc
   func cpuid() throws(KVMError) -> [kvm_cpuid_entry2] {
     try descriptor.array(.getCPUID2, [kvm_cpuid_entry2](repeating: kvm_cpuid_entry2(), count: 256)).entries
   }
-  func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(KVMError) { try descriptor.array(.setCPUID2, entries) }
+  func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(KVMError) {
+    try descriptor.array(.setCPUID2, entries)
+    knownCPUID.withLock { $0 = [] }
+  }
+
+  /// What ``cpuid()`` says, as bytes, read once: what changes in it mirrors control registers, and KVM sees to that itself.
+  func savedCPUID() throws(KVMError) -> [UInt8] {
+    let known = knownCPUID.withLock { $0 }
+    if !known.isEmpty { return known }
+    let entries = try cpuid()
+    let bytes = unsafe entries.withUnsafeBytes { unsafe Array($0) }
+    knownCPUID.withLock { $0 = bytes }
+    return bytes
+  }
 
   /// Reads registers in order; stops before the first that KVM does not read.
   func msrs(_ indices: ArraySlice<UInt32>) throws(KVMError) -> [kvm_msr_entry] {

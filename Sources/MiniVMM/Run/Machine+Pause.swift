@@ -27,6 +27,8 @@ extension Machine {
     let start = lx_monotonic_ns()
     control.ask(.pause)
     kick()
+    // Both stop at the same time.
+    eventLoop.beginParking()
     control.waitUntilParked()
     let stopped = lx_monotonic_ns()
     eventLoop.park()
@@ -46,6 +48,10 @@ extension Machine {
     for vcpu in vcpus { _ = try? vcpu.descriptor.call(.kvmclockCtrl) }
     for device in devices { device.resume() }
     eventLoop.unpark()
+    lastResumed.store(lx_monotonic_ns(), ordering: .relaxed)
     control.ask(.run)
   }
+
+  /// When the guest was let go on last, in monotonic nanoseconds: who asks for it may lose the processor to it.
+  public var resumedAt: UInt64 { lastResumed.load(ordering: .relaxed) }
 }

@@ -69,6 +69,7 @@ public final class Machine: Sendable {
   let eventLoop: EventLoop
   let control: RunControl
   let phase = Mutex(Phase.made)
+  let lastResumed = Atomic<UInt64>(0)
   private let loops: [RunLoop]
   private let threadStarted: @Sendable (SeccompFilters.ThreadKind) -> Void
   private let threads: ThreadTable

@@ -13,9 +13,18 @@ public enum ClockPolicy: Equatable, Sendable {
   case catchesUp
 }
 
+/// A machine's state as it was gathered.
+public struct GatheredState: Sendable {
+  let state: MachineState
+  public var encoded: [UInt8] { state.encode() }
+}
+
 extension Machine {
   /// State of everything but RAM. The machine is paused. Order: devices, vCPUs, then what vCPUs' reading may have changed.
-  public func save() throws(MachineError) -> [UInt8] {
+  public func save() throws(MachineError) -> [UInt8] { try gather().encoded }
+
+  /// ``save()`` but for the encoding, which needs no machine that stands still.
+  public func gather() throws(MachineError) -> GatheredState {
     guard phase.withLock({ $0 == .paused }), end == nil else {
       throw .wrongPhase(end == nil ? "a machine is saved while it is paused" : "the machine has ended")
     }
@@ -35,7 +44,7 @@ extension Machine {
         picMaster: try machine.irqchip(UInt8(KVM_IRQCHIP_PIC_MASTER)),
         picSlave: try machine.irqchip(UInt8(KVM_IRQCHIP_PIC_SLAVE)),
         ioapic: try machine.irqchip(UInt8(KVM_IRQCHIP_IOAPIC)))
-      return MachineState(shape: shape, vm: vm, vcpus: states, devices: saved).encode()
+      return GatheredState(state: MachineState(shape: shape, vm: vm, vcpus: states, devices: saved))
     } catch { throw .kvm(error) }
   }
 
