@@ -161,6 +161,7 @@ public final class PrimarySide: PairTraffic {
       state.isProtecting = true
     }
     defer { state.withLock { $0.isProtecting = false } }
+    FaultPoints.use(channel)
     peer.begin(channel)
     receivingEnded.store(false, ordering: .releasing)
     peer.change(.secondaryConnected)
@@ -247,7 +248,6 @@ public final class PrimarySide: PairTraffic {
         last = lx_monotonic_ns()
         meter.tookCheckpoint(epoch, cause, pause: last - began, pages: stage.pages.count)
         try send(stage, epoch, saved, first ? [0] : given, mappings, sent, channel)
-        FaultPoints.pass(.checkpointSent)
         first = false
         guard awaitReceived(epoch) else { return peer.loss }
       } catch {
@@ -278,7 +278,6 @@ public final class PrimarySide: PairTraffic {
       let end = min(start + 4096, all)
       for page in start..<end { dirty.insert(page) }
       try send(dirty, machine, channel, stage)
-      FaultPoints.pass(.firstCopy)
       meter.copied(UInt64(end - start) << 12, of: "RAM", at: UInt64(end), whole: UInt64(all))
     }
     for _ in 0..<8 {
@@ -392,8 +391,7 @@ public final class PrimarySide: PairTraffic {
         backend?.roomMade()
       }
     } catch {
-      // A secondary that talks nonsense lives, and must hear that it is left before it sees the end.
-      if case ChannelError.closed = error { channel.close() }
+      if case ChannelError.closed = error { channel.close() }  // else it lives, and hears that it is left first
       peer.lose("\(error)")
       receivingEnded.store(true, ordering: .releasing)
       lx_eventfd_signal(wake)
