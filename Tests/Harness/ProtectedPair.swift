@@ -88,6 +88,11 @@ public final class ProtectedPair {
     secondary = nil
   }
 
+  /// The disk of a guest's process.
+  public func disk(of guest: Guest) -> URL {
+    URL(filePath: GuestKind.disk(folder, guests.firstIndex { $0 === guest } ?? 0))
+  }
+
   /// Writes what each process said into the folder.
   public func saveConsoles() {
     for (index, guest) in guests.enumerated() {
@@ -108,8 +113,12 @@ public enum GuestKind: String, Sendable {
 
   func arguments(_ folder: URL) throws -> [String] {
     if self == .lab {
+      for number in 0...ProtectedPair.secondaries {
+        try run("truncate", ["-s", "4M", Self.disk(folder, number)])
+      }
       return [
-        "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline", "service=kv,echo ip=\(Namespace.guest)/24",
+        "--kernel", Environment.labGuest, "--memory", "64M", "--disk", Self.disk(folder, 0), "--cmdline",
+        "service=kv,echo,journal ip=\(Namespace.guest)/24",
       ]
     }
     let out = Environment.linuxGuest
@@ -125,7 +134,7 @@ public enum GuestKind: String, Sendable {
     ]
   }
 
-  private static func disk(_ folder: URL, _ number: Int) -> String {
+  static func disk(_ folder: URL, _ number: Int) -> String {
     folder.appending(path: "disk\(number).img").path
   }
 

@@ -29,7 +29,7 @@ public struct Blow: Equatable, Sendable, CustomStringConvertible {
     case killAt(String)
     case stopAt(String)
     case delayAt(String)
-    /// The channel is spoilt or cut: both sides live, and one of them has to give way.
+    /// The channel is spoilt or cut, or a disk full: both sides live, and one of them has to give way.
     case spoilAt(String)
   }
 
@@ -80,10 +80,10 @@ public struct Round: Equatable, Sendable {
 
   /// Points at which a side has something to lose, and a peer that can go on.
   private static let primaryPoints = [
-    "paused", "saved", "cut", "resumed", "pagesSent", "checkpointSent", "receivedHeard", "released",
+    "paused", "saved", "cut", "resumed", "pagesSent", "checkpointSent", "receivedHeard", "released", "diskTold",
   ]
   private static let secondaryPoints = [
-    "joining", "pagesStaged", "checkpointWhole", "receivedSaid", "rolledBack", "loaded",
+    "joining", "pagesStaged", "checkpointWhole", "receivedSaid", "rolledBack", "loaded", "diskWritten",
   ]
 
   private static func blow(_ side: Blow.Side, _ chance: inout SeededGenerator) -> Blow {
@@ -92,10 +92,12 @@ public struct Round: Equatable, Sendable {
     let points = side == .primary ? primaryPoints : secondaryPoints
     let point = chance.one(of: points)
     // The primary's first checkpoint must have been received: before it, nobody can take over.
-    let passage = point == "joining" ? 1 : chance.number(side == .primary ? 2...9 : 1...9)
+    // Disks change often, and before it too.
+    let range = point.hasPrefix("disk") ? 40...80 : side == .primary ? 2...9 : 1...9
+    let passage = point == "joining" ? 1 : chance.number(range)
     func fault(_ action: String) -> String { "\(point)=\(action)@\(passage)" }
     let delay = chance.number(1...300)
-    let spoilt = chance.one(of: ["corrupt", "short", "cut"])
+    let spoilt = chance.one(of: ["corrupt", "short", "cut", "fullDisk"])
     let how: Blow.Kind =
       switch kind {
       case 0..<30: .kill
