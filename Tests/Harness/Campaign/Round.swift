@@ -50,7 +50,7 @@ public struct Blow: Equatable, Sendable, CustomStringConvertible {
 }
 
 /// What one round of a campaign does, from its seed alone.
-public struct Round: Equatable, Sendable {
+public struct Round: Sendable {
   public var seed: UInt64
   public var mode: String
   public var blow: Blow
@@ -58,6 +58,11 @@ public struct Round: Equatable, Sendable {
   public var takeoverFault: String?
   /// A fresh secondary joins after the first was lost, and then this happens.
   public var second: Blow?
+  /// How hard the clients work: connections of depth 1 and 4, and their longest pause in microseconds.
+  public var load: (connections: Int, pause: Int)
+  /// The lab guest's CPUs, and whether it also writes all over its memory.
+  public var cpus: Int
+  public var dirties: Bool
 
   public init(seed: UInt64, modes: [String] = ["remus", "colo"]) {
     self.seed = seed
@@ -76,6 +81,9 @@ public struct Round: Equatable, Sendable {
         side: chance.one(of: [.primary, .primary, .secondary]), kind: chance.one(of: [.kill, .kill, .stop]),
         after: chance.number(0...1200))
     }
+    load = (chance.number(4...12), chance.one(of: [1000, 5000, 20_000, 20_000]))
+    cpus = chance.one(of: [1, 1, 2])
+    dirties = chance.number(0...3) == 0
   }
 
   /// Points at which a side has something to lose, and a peer that can go on.
@@ -112,6 +120,7 @@ public struct Round: Equatable, Sendable {
 
   public var description: String {
     let faults = [blow.description, takeoverFault.map { "secondary \($0)" }, second.map { "then \($0)" }]
-    return "\(mode), \(faults.compactMap(\.self).joined(separator: ", "))"
+    let guest = (cpus > 1 ? ", \(cpus) CPUs" : "") + (dirties ? ", dirtying" : "")
+    return "\(mode), \(load.connections) connections\(guest), \(faults.compactMap(\.self).joined(separator: ", "))"
   }
 }

@@ -34,9 +34,12 @@ public struct RoundRunner {
     let primaryFaults = [round.blow.side == .primary ? round.blow.fault : nil]
     let secondaryFaults = [round.blow.side == .secondary ? round.blow.fault : nil, round.takeoverFault]
     let pair = try ProtectedPair(
-      mode: round.mode, guest: guest, faults: primaryFaults.compactMap { $0 }, folder: folder)
+      mode: round.mode, guest: guest, cpus: round.cpus, dirties: round.dirties, faults: primaryFaults.compactMap { $0 },
+      folder: folder)
     defer { pair.saveConsoles() }
     var options = Load.Options()
+    options.connections = (0..<round.load.connections).map { $0 % 2 == 0 ? 1 : 4 }
+    options.pause = round.load.pause
     // Linux has neither the journal nor one store for both protocols.
     if guest == .linux { (options.journal, options.udp) = (0, 0) }
     let load = try Load(options, seed: round.seed, in: pair.space, history: folder.appending(path: "history.jsonl"))
