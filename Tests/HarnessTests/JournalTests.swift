@@ -17,11 +17,11 @@ import Testing
     }
   }
 
-  private func write(_ generation: Int, end: UInt64?) -> Operation {
-    Operation(client: 0, number: generation, key: "block1", .write, argument: generation, begin: 0, end: end)
+  private func write(_ generation: Int, end: UInt64?) -> Harness.Operation {
+    Harness.Operation(client: 0, number: generation, key: "block1", .write, argument: generation, begin: 0, end: end)
   }
 
-  private func failures(_ contents: [UInt8], _ writes: [Operation]) throws -> [String] {
+  private func failures(_ contents: [UInt8], _ writes: [Harness.Operation]) throws -> [String] {
     try Data([UInt8](repeating: 0, count: 4096) + contents).write(to: disk)
     defer { try? FileManager.default.removeItem(at: disk) }
     return try JournalCheck.check(disk: disk, against: History(writes))

@@ -38,6 +38,12 @@ public struct Blow: Equatable, Sendable, CustomStringConvertible {
   /// Milliseconds after the pair is protected.
   public var after: Int
 
+  public init(side: Side, kind: Kind, after: Int) {
+    self.side = side
+    self.kind = kind
+    self.after = after
+  }
+
   /// The side's `--fault`, if it has one.
   public var fault: String? {
     switch kind {
