@@ -2,14 +2,18 @@
 
 ARGV[1] is a JSON object: address, seed, history (path), tcp (pipelining depth of each connection), udp (number of clients),
 churn (number of clients that connect again and again),
-journal (number of clients that have blocks written to the disk), pause_us (longest time between two requests of a client), interface
-(where resets are counted). Standard input takes `open DEPTH` (one more connection) and `stop`; standard output says `ready`
+journal (number of clients that have blocks written to the disk), pause_us (longest time between two requests of a client),
+interface (for resets). Standard input takes `open DEPTH` (one more connection) and `stop`; standard output says `ready`
 when every connection has had its first reply, `failure TEXT` at once, and `done JSON` at the end.
 
-A line of the history is an operation: client, its number in that client's order, key, op (set, get, incr, write), argument, result,
-begin and end in nanoseconds of the monotonic clock. An operation without end got no reply: it may have happened or not.
+A line of the history is an operation: client, its number in that client's order, key, op (set, get, incr, write), argument,
+result, begin and end in nanoseconds of the monotonic clock. An operation without end got no reply: it may have happened
+or not.
 """
-import ctypes, errno, json, os, random, selectors, socket, struct, sys, threading, time
+import errno, json, os, random, selectors, socket, struct, sys, threading, time
+
+sys.dont_write_bytecode = True
+import capture
 
 STALL = 10_000_000_000
 RESEND = 200_000_000
@@ -36,23 +40,11 @@ def fail(text):
 
 
 def count_resets():
-    """Counts TCP resets from the guest that reach the host, by a filter in the kernel."""
+    """Counts TCP resets from the guest that reach the host."""
     global resets
-    source = struct.unpack("!I", socket.inet_aton(settings["address"]))[0]
-    program = [  # IPv4, from the guest, TCP, RST
-        (0x28, 0, 0, 12), (0x15, 0, 8, 0x0800), (0x20, 0, 0, 26), (0x15, 0, 6, source), (0x30, 0, 0, 23),
-        (0x15, 0, 4, 6), (0xB1, 0, 0, 14), (0x50, 0, 0, 27), (0x45, 0, 1, 4), (0x06, 0, 0, 96), (0x06, 0, 0, 0),
-    ]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    sock.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", len(program), ctypes.addressof(code)))  # SO_ATTACH_FILTER
-    sock.bind((settings["interface"], 3))
-    while True:
-        frame = sock.recv(256)
+    for port in capture.resets(settings["address"], settings["interface"]):
         resets += 1
-        segment = frame[14 + 4 * (frame[14] & 15):]
-        port = struct.unpack("!H", segment[2:4])[0]
-        fail("a reset of port %d from the guest at %d ms: %s" % (port, time.monotonic_ns() // 1_000_000, ports.get(port, "nobody's")))
+        fail("a reset of port %d from the guest: %s" % (port, ports.get(port, "nobody's")))
 
 
 def blob(number):
