@@ -8,6 +8,7 @@ extension PrimarySide {
     stage.removeAll()
     try stage.add(pages, of: machine.memory)
     try send(stage, 0, nil, channel)
+    FaultPoints.pass(.firstCopy)
   }
 
   /// - Parameter sent: what the secondary knows of the pages; nil while they are copied for the first time.
@@ -32,5 +33,6 @@ extension PrimarySide {
     try send(stage, epoch, sent, channel)
     try channel.sendBulk(
       .checkpoint(epoch: epoch, pages: UInt64(stage.pages.count), given: given, mappings: mappings, state: saved))
+    FaultPoints.pass(.checkpointSent)
   }
 }

@@ -161,6 +161,7 @@ public final class PrimarySide: PairTraffic {
       state.isProtecting = true
     }
     defer { state.withLock { $0.isProtecting = false } }
+    FaultPoints.use(channel)
     peer.begin(channel)
     receivingEnded.store(false, ordering: .releasing)
     peer.change(.secondaryConnected)
@@ -245,12 +246,9 @@ public final class PrimarySide: PairTraffic {
         }
         FaultPoints.pass(.resumed)
         last = lx_monotonic_ns()
-        let resumed = max(machine.resumedAt, began)
-        meter.tookCheckpoint(
-          epoch, cause, pause: (machine.end == nil && resumed > began ? resumed : last) - began,
-          pages: stage.pages.count)
+        let resumed = machine.resumedAt
+        meter.tookCheckpoint(epoch, cause, pause: (resumed > began ? resumed : last) - began, pages: stage.pages.count)
         try send(stage, epoch, saved.encoded, first ? [0] : given, mappings, sent, channel)
-        FaultPoints.pass(.checkpointSent)
         first = false
         guard awaitReceived(epoch) else { return peer.loss }
       } catch {
@@ -281,7 +279,6 @@ public final class PrimarySide: PairTraffic {
       let end = min(start + 4096, all)
       for page in start..<end { dirty.insert(page) }
       try send(dirty, machine, channel, stage)
-      FaultPoints.pass(.firstCopy)
       meter.copied(UInt64(end - start) << 12, of: "RAM", at: UInt64(end), whole: UInt64(all))
     }
     for _ in 0..<8 {
@@ -328,7 +325,9 @@ public final class PrimarySide: PairTraffic {
         patience.lengthen()
         return .silence
       }
-      HostThread.waitReadable(wake, timeoutMilliseconds: 5)
+      // Silence is looked for often enough; otherwise only the period matters.
+      let left = CInt((options.period - (now - last)) / 1_000_000) + 1
+      HostThread.waitReadable(wake, timeoutMilliseconds: options.mode == .colo ? min(left, 10) : left)
       _ = lx_eventfd_take(wake)
     }
   }
@@ -395,8 +394,7 @@ public final class PrimarySide: PairTraffic {
         backend?.roomMade()
       }
     } catch {
-      // A secondary that talks nonsense lives, and must hear that it is left before it sees the end.
-      if case ChannelError.closed = error { channel.close() }
+      if case ChannelError.closed = error { channel.close() }  // else it lives, and hears that it is left first
       peer.lose("\(error)")
       receivingEnded.store(true, ordering: .releasing)
       lx_eventfd_signal(wake)

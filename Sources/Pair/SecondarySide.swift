@@ -112,6 +112,7 @@ public final class SecondarySide: PairTraffic {
   /// - Parameter make: makes the machine that the primary describes.
   public func follow(_ channel: Channel, make: ([UInt8]) throws -> Parts) -> Ending {
     state.withLock { $0.channel = channel }
+    FaultPoints.use(channel)
     peer.begin(channel)
     lx_thread_prefer(1)
     defer { lx_thread_prefer(0) }

@@ -2,14 +2,14 @@ import Foundation
 
 /// What one client asked of the store, and what it was told.
 public struct Operation: Equatable, Sendable, Decodable {
-  public enum Kind: String, Sendable, Decodable { case set, get, incr }
+  public enum Kind: String, Sendable, Decodable { case set, get, incr, write }
 
   /// The client, and the operation's place in what that client asked: a server answers a client in order.
   public var client: Int
   public var number: Int
   public var key: String
   public var op: Kind
-  /// What `set` writes.
+  /// What `set` and `write` write: a number, and a block's generation.
   public var argument: Int?
   /// What `get` and `incr` were told; nil from `get` is "no such key".
   public var result: Int?

@@ -90,7 +90,7 @@ public struct LinearizabilityChecker {
 
   private func verdict(_ operation: Operation, _ value: Int?) -> Verdict {
     switch operation.op {
-    case .set: return .possible(operation.argument)
+    case .set, .write: return .possible(operation.argument)
     case .get: return operation.end == nil || operation.result == value ? .possible(value) : .refused
     case .incr:
       let sum = (value ?? 0) &+ 1
@@ -105,7 +105,9 @@ public struct LinearizabilityChecker {
         let operation = operations[index]
         let told =
           operation.end == nil
-          ? "no reply" : operation.op == .set ? "done" : "told \(operation.result.map(String.init) ?? "nothing")"
+          ? "no reply"
+          : operation.op == .set || operation.op == .write
+            ? "done" : "told \(operation.result.map(String.init) ?? "nothing")"
         return "client \(operation.client) #\(operation.number) \(operation.op)"
           + "\(operation.argument.map { " \($0)" } ?? "") \(told) [\(operation.begin)…\(operation.end.map(String.init) ?? "")]"
       }

@@ -9,8 +9,15 @@ public final class Load {
     public var gap: Int
     public var slowest: String
     public var resets: Int
+    /// Writes that the guest said the disk had refused.
+    public var diskErrors: Int
     public var failures: [String]
     public var connections: Int
+
+    enum CodingKeys: String, CodingKey {
+      case operations, gap, slowest, resets, failures, connections
+      case diskErrors = "disk_errors"
+    }
   }
 
   public struct Options: Sendable {
@@ -19,6 +26,8 @@ public final class Load {
     public var udp = 2
     /// Clients that connect again and again.
     public var churn = 1
+    /// Clients that have blocks written to the disk.
+    public var journal = 2
     /// Longest pause between two requests of a client, in microseconds.
     public var pause = 20_000
     public init() {}
@@ -32,7 +41,8 @@ public final class Load {
     self.history = history
     let settings: [String: Any] = [
       "address": Namespace.guest, "seed": seed, "history": history.path, "tcp": options.connections,
-      "udp": options.udp, "churn": options.churn, "pause_us": options.pause, "interface": "br0",
+      "udp": options.udp, "churn": options.churn,
+      "journal": options.journal, "pause_us": options.pause, "interface": "br0",
     ]
     let text = String(decoding: try JSONSerialization.data(withJSONObject: settings), as: UTF8.self)
     let program = Environment.root.appending(path: "Tests/Harness/clients.py").path

@@ -19,7 +19,12 @@ public final class ProtectedPair {
   private var key: String { folder.appending(path: "key").path }
 
   /// Starts the primary, alone at first, and waits until its guest serves.
-  public init(mode: String, guest: GuestKind = .lab, faults: [String] = [], folder: URL) throws {
+  /// - Parameters:
+  ///   - cpus: the lab guest's.
+  ///   - dirties: whether the lab guest writes all over its memory too.
+  public init(
+    mode: String, guest: GuestKind = .lab, cpus: Int = 1, dirties: Bool = false, faults: [String] = [], folder: URL
+  ) throws {
     self.mode = mode
     self.folder = folder
     try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
@@ -30,7 +35,7 @@ public final class ProtectedPair {
     }
     space = try Namespace(taps: (0...Self.secondaries).map { "tap\($0)" }, bridged: true)
     primary = try Guest(
-      try ["primary"] + guest.arguments(folder)
+      try ["primary"] + guest.arguments(folder, cpus: cpus, dirties: dirties)
         + ["--net", "tap=tap0", "--replicate", "127.0.0.1:7000", "--key", key, "--mode", mode] + Self.options(faults),
       in: space)
     guests = [primary]
@@ -88,6 +93,11 @@ public final class ProtectedPair {
     secondary = nil
   }
 
+  /// The disk of a guest's process.
+  public func disk(of guest: Guest) -> URL {
+    URL(filePath: GuestKind.disk(folder, guests.firstIndex { $0 === guest } ?? 0))
+  }
+
   /// Writes what each process said into the folder.
   public func saveConsoles() {
     for (index, guest) in guests.enumerated() {
@@ -106,10 +116,15 @@ public enum GuestKind: String, Sendable {
   var bootTime: TimeInterval { self == .lab ? 20 : 120 }
   var readyLine: String { self == .lab ? "lab: ready" : "minivmm: services started" }
 
-  func arguments(_ folder: URL) throws -> [String] {
+  func arguments(_ folder: URL, cpus: Int, dirties: Bool) throws -> [String] {
     if self == .lab {
+      for number in 0...ProtectedPair.secondaries {
+        try run("truncate", ["-s", "4M", Self.disk(folder, number)])
+      }
       return [
-        "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline", "service=kv,echo ip=\(Namespace.guest)/24",
+        "--kernel", Environment.labGuest, "--memory", "64M", "--disk", Self.disk(folder, 0), "--cmdline",
+        "service=kv,echo,journal\(dirties ? ",dirty dirty=pages:2048,rate:10000,seconds:600" : "")"
+          + " ip=\(Namespace.guest)/24", "--cpus", "\(cpus)",
       ]
     }
     let out = Environment.linuxGuest
@@ -125,7 +140,7 @@ public enum GuestKind: String, Sendable {
     ]
   }
 
-  private static func disk(_ folder: URL, _ number: Int) -> String {
+  static func disk(_ folder: URL, _ number: Int) -> String {
     folder.appending(path: "disk\(number).img").path
   }
 

@@ -1,14 +1,19 @@
 """Clients of a key-value store: many connections at once, and a history of what they asked and were told.
 
 ARGV[1] is a JSON object: address, seed, history (path), tcp (pipelining depth of each connection), udp (number of clients),
-churn (number of clients that connect again and again), pause_us (longest time between two requests of a client), interface
-(where resets are counted). Standard input takes `open DEPTH` (one more connection) and `stop`; standard output says `ready`
+churn (number of clients that connect again and again),
+journal (number of clients that have blocks written to the disk), pause_us (longest time between two requests of a client),
+interface (for resets). Standard input takes `open DEPTH` (one more connection) and `stop`; standard output says `ready`
 when every connection has had its first reply, `failure TEXT` at once, and `done JSON` at the end.
 
-A line of the history is an operation: client, its number in that client's order, key, op (set, get, incr), argument, result,
-begin and end in nanoseconds of the monotonic clock. An operation without end got no reply: it may have happened or not.
+A line of the history is an operation: client, its number in that client's order, key, op (set, get, incr, write), argument,
+result, begin and end in nanoseconds of the monotonic clock. An operation without end got no reply: it may have happened
+or not.
 """
-import ctypes, errno, json, os, random, selectors, socket, struct, sys, threading, time
+import errno, json, os, random, selectors, socket, struct, sys, threading, time
+
+sys.dont_write_bytecode = True
+import capture
 
 STALL = 10_000_000_000
 RESEND = 200_000_000
@@ -17,7 +22,7 @@ chance = random.Random(settings["seed"])
 history = open(settings["history"], "w", buffering=1 << 16)
 selector = selectors.DefaultSelector()
 clients, failures = [], []
-serial = operations = 0
+serial = operations = disk_errors = 0
 worst = (0, "")
 resets = 0
 ports = {}  # whose a local port is
@@ -35,23 +40,11 @@ def fail(text):
 
 
 def count_resets():
-    """Counts TCP resets from the guest that reach the host, by a filter in the kernel."""
+    """Counts TCP resets from the guest that reach the host."""
     global resets
-    source = struct.unpack("!I", socket.inet_aton(settings["address"]))[0]
-    program = [  # IPv4, from the guest, TCP, RST
-        (0x28, 0, 0, 12), (0x15, 0, 8, 0x0800), (0x20, 0, 0, 26), (0x15, 0, 6, source), (0x30, 0, 0, 23),
-        (0x15, 0, 4, 6), (0xB1, 0, 0, 14), (0x50, 0, 0, 27), (0x45, 0, 1, 4), (0x06, 0, 0, 96), (0x06, 0, 0, 0),
-    ]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    sock.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", len(program), ctypes.addressof(code)))  # SO_ATTACH_FILTER
-    sock.bind((settings["interface"], 3))
-    while True:
-        frame = sock.recv(256)
+    for port in capture.resets(settings["address"], settings["interface"]):
         resets += 1
-        segment = frame[14 + 4 * (frame[14] & 15):]
-        port = struct.unpack("!H", segment[2:4])[0]
-        fail("a reset of port %d from the guest at %d ms: %s" % (port, time.monotonic_ns() // 1_000_000, ports.get(port, "nobody's")))
+        fail("a reset of port %d from the guest: %s" % (port, ports.get(port, "nobody's")))
 
 
 def blob(number):
@@ -146,8 +139,9 @@ class Client:
 
 
 class Stream(Client):
-    def __init__(self, depth, life=None):
-        super().__init__("TCP" if life is None else "short-lived TCP")
+    def __init__(self, depth, life=None, kind="TCP", port=6379):
+        super().__init__(kind if life is None else "short-lived " + kind)
+        self.port = port
         self.depth, self.life, self.born = depth, life, 0
         self.connect()
 
@@ -157,7 +151,7 @@ class Stream(Client):
         sock = socket.socket()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
-        sock.connect_ex((settings["address"], 6379))
+        sock.connect_ex((settings["address"], self.port))
         self.watch(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
     def work(self, now, stopping):
@@ -179,16 +173,18 @@ class Stream(Client):
         while len(self.waiting) < self.depth and now >= self.next and self.left != 0:
             if self.left:
                 self.left -= 1
-            choice = choose(self.identifier)
-            operation = self.begin(choice)
-            key = operation.key.encode()
-            if operation.op == "set":
-                value = blob(choice[2]) if operation.key.startswith("blob") else b"%d" % choice[2]
-                self.output += b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(key), key, len(value), value)
-            else:
-                verb = operation.op.upper().encode()
-                self.output += b"*2\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(verb), verb, len(key), key)
+            self.ask()
         self.flush()
+
+    def ask(self):
+        operation = self.begin(choose(self.identifier))
+        key, argument = operation.key.encode(), operation.argument
+        if operation.op == "set":
+            value = blob(argument) if operation.key.startswith("blob") else b"%d" % argument
+            self.output += b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(key), key, len(value), value)
+        else:
+            verb = operation.op.upper().encode()
+            self.output += b"*2\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(verb), verb, len(key), key)
 
     def flush(self):
         if not self.output or not self.connected:
@@ -268,6 +264,39 @@ class Stream(Client):
         return True
 
 
+class Journal(Stream):
+    """Has blocks written and flushed, one at a time, each with a higher generation. The only one that writes its blocks."""
+
+    def __init__(self, number):
+        self.first = number * 16
+        super().__init__(1, kind="journal", port=5002)
+
+    def ask(self):
+        global serial
+        serial += 1
+        operation = self.begin(("write", "block%d" % (self.first + chance.randrange(16)), serial))
+        self.output += b"W %d %d\n" % (int(operation.key[5:]), operation.argument)
+
+    def reply(self):
+        global disk_errors
+        end = self.input.find(b"\n")
+        if end < 0:
+            return False
+        operation, line = self.waiting[0], self.input[:end]
+        wanted = b"%d %d" % (int(operation.key[5:]), operation.argument)
+        if line not in (b"OK " + wanted, b"ERR " + wanted):
+            self.broken("a write of block %s was answered %r" % (operation.key, self.input[:200]))
+            return False
+        self.input = self.input[end + 1:]
+        self.waiting.pop(0)
+        if line[:2] == b"OK":
+            self.finished(operation, None)
+        else:
+            disk_errors += 1
+            self.record(operation, None, None)
+        return True
+
+
 class Datagrams(Client):
     """memcached over UDP, one request at a time, sent again until it is answered. The only one that writes its key."""
 
@@ -333,6 +362,8 @@ def main():
         Stream(depth)
     for number in range(settings["udp"]):
         Datagrams(number)
+    for number in range(settings["journal"]):
+        Journal(number)
     for _ in range(settings["churn"]):
         Stream(1, life=3)
     selector.register(0, selectors.EVENT_READ, None)
@@ -363,7 +394,7 @@ def main():
     history.close()
     say("done " + json.dumps({
         "operations": operations, "gap": worst[0] // 1_000_000, "slowest": worst[1], "resets": resets,
-        "failures": failures, "connections": len(clients)}))
+        "disk_errors": disk_errors, "failures": failures, "connections": len(clients)}))
 
 
 main()

@@ -1,3 +1,4 @@
+import Foundation
 import Harness
 import Testing
 
@@ -9,6 +10,20 @@ extension Integration {
   struct Campaigns {
     @Test func twentyRandomRounds_clientsNoticeNothing() {
       #expect(Campaign().run() == [])
+    }
+
+    /// The oracle's own test: output that does not wait for the secondary is lost with the primary, and that must show.
+    @Test func withoutOutputHeldBack_theLossIsSeen() throws {
+      let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-campaign-none-\(getpid())")
+      defer { try? FileManager.default.removeItem(at: folder) }
+      var round = Round(seed: 1, modes: ["none"])
+      round.blow = Blow(side: .primary, kind: .killAt("pagesSent=kill@9"), after: 0)
+      (round.takeoverFault, round.second, round.cpus, round.dirties) = (nil, nil, 1, false)
+      round.load = (connections: 8, pause: 1000)
+      var runner = RoundRunner(round, folder: folder)
+      let failures = runner.run().failures
+      #expect(
+        failures.contains { $0.contains("was acknowledged") || $0.contains("no order explains it") }, "\(failures)")
     }
   }
 }

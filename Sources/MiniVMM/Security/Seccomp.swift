@@ -111,6 +111,17 @@ public struct SeccompFilters: Sendable {
     }
   }
 
+  /// Opening a file to read it fails, where other denied calls end the process: glibc's malloc looks at
+  /// /proc/sys/vm/overcommit_memory when it first gives memory of a thread's heap back, and does without.
+  private static func refuseReading(
+    _ filter: scmp_filter_ctx, _ failed: (CInt) -> SeccompError
+  ) throws(SeccompError) {
+    let number = unsafe seccomp_syscall_resolve_name("openat")
+    var rule = scmp_arg_cmp(arg: 2, op: SCMP_CMP_EQ, datum_a: UInt64(O_RDONLY | O_CLOEXEC), datum_b: 0)
+    let result = unsafe seccomp_rule_add_array(filter, mv_seccomp_eperm, number, 1, &rule)
+    guard result == 0 else { throw failed(result) }
+  }
+
   /// Compiles a kind's list to BPF, by way of a memfd.
   private static func build(_ kind: ThreadKind, _ mode: SeccompMode) throws(SeccompError) -> [UInt8] {
     func failed(_ result: CInt) -> SeccompError { .build(thread: kind.rawValue, errno: -result) }
@@ -134,6 +145,7 @@ public struct SeccompFilters: Sendable {
       let result = unsafe seccomp_rule_add_array(filter, mv_seccomp_allow, ioctlNumber, 1, &rule)
       guard result == 0 else { throw failed(result) }
     }
+    if mode == .kill, !calls(kind).contains("openat") { try unsafe refuseReading(filter, failed) }
     let file = unsafe lx_memfd_plain("seccomp")
     guard file >= 0 else { throw failed(file) }
     defer { lx_close(file) }

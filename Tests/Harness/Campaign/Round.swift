@@ -29,7 +29,7 @@ public struct Blow: Equatable, Sendable, CustomStringConvertible {
     case killAt(String)
     case stopAt(String)
     case delayAt(String)
-    /// The channel is spoilt or cut: both sides live, and one of them has to give way.
+    /// The channel is spoilt or cut, or a disk full: both sides live, and one of them has to give way.
     case spoilAt(String)
   }
 
@@ -37,6 +37,12 @@ public struct Blow: Equatable, Sendable, CustomStringConvertible {
   public var kind: Kind
   /// Milliseconds after the pair is protected.
   public var after: Int
+
+  public init(side: Side, kind: Kind, after: Int) {
+    self.side = side
+    self.kind = kind
+    self.after = after
+  }
 
   /// The side's `--fault`, if it has one.
   public var fault: String? {
@@ -50,7 +56,7 @@ public struct Blow: Equatable, Sendable, CustomStringConvertible {
 }
 
 /// What one round of a campaign does, from its seed alone.
-public struct Round: Equatable, Sendable {
+public struct Round: Sendable {
   public var seed: UInt64
   public var mode: String
   public var blow: Blow
@@ -58,6 +64,11 @@ public struct Round: Equatable, Sendable {
   public var takeoverFault: String?
   /// A fresh secondary joins after the first was lost, and then this happens.
   public var second: Blow?
+  /// How hard the clients work: connections of depth 1 and 4, and their longest pause in microseconds.
+  public var load: (connections: Int, pause: Int)
+  /// The lab guest's CPUs, and whether it also writes all over its memory.
+  public var cpus: Int
+  public var dirties: Bool
 
   public init(seed: UInt64, modes: [String] = ["remus", "colo"]) {
     self.seed = seed
@@ -76,14 +87,17 @@ public struct Round: Equatable, Sendable {
         side: chance.one(of: [.primary, .primary, .secondary]), kind: chance.one(of: [.kill, .kill, .stop]),
         after: chance.number(0...1200))
     }
+    load = (chance.number(4...12), chance.one(of: [1000, 5000, 20_000, 20_000]))
+    cpus = chance.one(of: [1, 1, 2])
+    dirties = chance.number(0...3) == 0
   }
 
   /// Points at which a side has something to lose, and a peer that can go on.
   private static let primaryPoints = [
-    "paused", "saved", "cut", "resumed", "pagesSent", "checkpointSent", "receivedHeard", "released",
+    "paused", "saved", "cut", "resumed", "pagesSent", "checkpointSent", "receivedHeard", "released", "diskTold",
   ]
   private static let secondaryPoints = [
-    "joining", "pagesStaged", "checkpointWhole", "receivedSaid", "rolledBack", "loaded",
+    "joining", "pagesStaged", "checkpointWhole", "receivedSaid", "rolledBack", "loaded", "diskWritten",
   ]
 
   private static func blow(_ side: Blow.Side, _ chance: inout SeededGenerator) -> Blow {
@@ -92,10 +106,12 @@ public struct Round: Equatable, Sendable {
     let points = side == .primary ? primaryPoints : secondaryPoints
     let point = chance.one(of: points)
     // The primary's first checkpoint must have been received: before it, nobody can take over.
-    let passage = point == "joining" ? 1 : chance.number(side == .primary ? 2...9 : 1...9)
+    // Disks change often, and before it too.
+    let range = point.hasPrefix("disk") ? 40...80 : side == .primary ? 2...9 : 1...9
+    let passage = point == "joining" ? 1 : chance.number(range)
     func fault(_ action: String) -> String { "\(point)=\(action)@\(passage)" }
     let delay = chance.number(1...300)
-    let spoilt = chance.one(of: ["corrupt", "short", "cut"])
+    let spoilt = chance.one(of: ["corrupt", "short", "cut", "fullDisk"])
     let how: Blow.Kind =
       switch kind {
       case 0..<30: .kill
@@ -110,6 +126,7 @@ public struct Round: Equatable, Sendable {
 
   public var description: String {
     let faults = [blow.description, takeoverFault.map { "secondary \($0)" }, second.map { "then \($0)" }]
-    return "\(mode), \(faults.compactMap(\.self).joined(separator: ", "))"
+    let guest = (cpus > 1 ? ", \(cpus) CPUs" : "") + (dirties ? ", dirtying" : "")
+    return "\(mode), \(load.connections) connections\(guest), \(faults.compactMap(\.self).joined(separator: ", "))"
   }
 }

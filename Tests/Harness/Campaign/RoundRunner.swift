@@ -34,9 +34,15 @@ public struct RoundRunner {
     let primaryFaults = [round.blow.side == .primary ? round.blow.fault : nil]
     let secondaryFaults = [round.blow.side == .secondary ? round.blow.fault : nil, round.takeoverFault]
     let pair = try ProtectedPair(
-      mode: round.mode, guest: guest, faults: primaryFaults.compactMap { $0 }, folder: folder)
+      mode: round.mode, guest: guest, cpus: round.cpus, dirties: round.dirties, faults: primaryFaults.compactMap { $0 },
+      folder: folder)
     defer { pair.saveConsoles() }
-    let load = try Load(seed: round.seed, in: pair.space, history: folder.appending(path: "history.jsonl"))
+    var options = Load.Options()
+    options.connections = (0..<round.load.connections).map { $0 % 2 == 0 ? 1 : 4 }
+    options.pause = round.load.pause
+    // Linux has neither the journal nor one store for both protocols.
+    if guest == .linux { (options.journal, options.udp) = (0, 0) }
+    let load = try Load(options, seed: round.seed, in: pair.space, history: folder.appending(path: "history.jsonl"))
     try load.waitUntilReady()
     _ = try pair.addSecondary(faults: secondaryFaults.compactMap { $0 })
     do {
@@ -53,8 +59,23 @@ public struct RoundRunner {
     let (report, history) = try load.finish()
     failures += report.failures
     failures += history.check()
+    if report.diskErrors > 0 { notes.append("disk errors: \(report.diskErrors)") }
+    if guest == .lab { failures += try checkDisks(pair, history) }
     if report.operations < 50 { failures.append("only \(report.operations) operations: too little to judge by") }
     return report
+  }
+
+  /// The disk of who serves has all that was acknowledged, and the secondary's becomes the same once nothing more is written.
+  private func checkDisks(_ pair: ProtectedPair, _ history: History) throws -> [String] {
+    let disk = pair.disk(of: pair.primary)
+    var failures = try JournalCheck.check(disk: disk, against: history)
+    guard let secondary = pair.secondary, secondary.isRunning else { return failures }
+    let same = try waitUntil(seconds: 5) {
+      usleep(50_000)
+      return try Data(contentsOf: disk) == Data(contentsOf: pair.disk(of: secondary))
+    }
+    if !same { failures.append("the disks of a pair at rest differ") }
+    return failures
   }
 
   /// Lets one thing happen, and waits until one side serves alone, or both go on.

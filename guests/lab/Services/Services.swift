@@ -1,6 +1,6 @@
 import LabC
 
-/// What the guest does, as `service=a,b,…` says. Services that serve (echo, kv, bulk, dirty, idle) start first; those that
+/// What the guest does, as `service=a,b,…` says. Services that serve (echo, kv, bulk, journal, dirty, idle) start first; those that
 /// end (disk, burn, exits, hostile) then run one after another in the order given, beside the serving ones, and so do
 /// poweroff, reset, crash and panic. With nothing that serves, the guest powers off after the last one.
 enum Services {
@@ -22,7 +22,7 @@ enum Services {
     if let text = CommandLine.value("print") { Console.line { $0.bytes(text) } }
     rest = CommandLine.value("service") ?? rest
     isServing = rest.isEmpty || wants("idle")
-    let serves = rest.isEmpty || wants("idle") || wants("echo") || wants("kv") || wants("bulk")
+    let serves = rest.isEmpty || wants("idle") || wants("echo") || wants("kv") || wants("bulk") || wants("journal")
     let addressed = CommandLine.value("ip") != nil || CommandLine.value("ip6") != nil
     let network = serves && addressed && Interface.setUp()
     if network { startNetworkServices() }
@@ -39,6 +39,7 @@ enum Services {
     isServing = true
     if wants("echo") { Echo.start() }
     if wants("bulk") { Bulk.start() }
+    if wants("journal") { Journal.start() }
   }
 
   private static func announce(_ network: Bool) {
@@ -70,7 +71,7 @@ enum Services {
   static func poll() -> Bool {
     Store.collectLeaving()
     KV.poll()
-    let disk = Disk.poll()
+    let disk = Disk.poll() || Journal.poll()
     let dirty = Dirty.poll()
     let burn = Burn.poll()
     if isFinished || Disk.isActive || Burn.isActive { return disk || dirty || burn }
@@ -101,9 +102,12 @@ enum Services {
     return true
   }
 
-  static func arm() -> Bool { Disk.arm() }
+  static func arm() -> Bool { Disk.arm() && Journal.arm() }
 
-  static func disarm() { Disk.disarm() }
+  static func disarm() {
+    Disk.disarm()
+    Journal.disarm()
+  }
 
   static var longestSleep: UInt64? { Dirty.longestSleep }
 }
