@@ -18,6 +18,7 @@ public final class Namespace: Sendable {
     if bridged {
       try inside("ip", ["link", "add", "br0", "type", "bridge"])
       try inside("ip", ["address", "add", "\(Self.host)/24", "dev", "br0"])
+      try inside("ip", ["address", "add", "fd00::1/64", "dev", "br0", "nodad"])
       try inside("ip", ["link", "set", "br0", "up"])
     }
     for (index, tap) in taps.enumerated() {

@@ -23,9 +23,10 @@ extension Integration {
       #expect(FileManager.default.createFile(atPath: path, contents: bytes, attributes: [.posixPermissions: 0o600]))
     }
 
-    private func secondary(_ tap: String, port: Int = 7000, key: String? = nil) throws -> Guest {
+    private func secondary(_ tap: String, port: Int = 7000, key: String? = nil, _ more: String...) throws -> Guest {
       let guest = try Guest(
-        ["secondary", "--listen", "127.0.0.1:\(port)", "--key", key ?? self.key, "--net", "tap=\(tap)"], in: space)
+        ["secondary", "--listen", "127.0.0.1:\(port)", "--key", key ?? self.key, "--net", "tap=\(tap)"] + more,
+        in: space)
       try guest.wait(for: "waiting for a primary", timeout: 10)
       return guest
     }
@@ -34,7 +35,8 @@ extension Integration {
       try Guest(
         [
           "primary", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline",
-          "service=kv ip=\(Namespace.guest)/24", "--net", "tap=tap0", "--replicate", "127.0.0.1:7000", "--key", key,
+          "service=kv ip=\(Namespace.guest)/24 ip6=\(Namespace.guestIPv6)/64", "--net", "tap=tap0", "--replicate",
+          "127.0.0.1:7000", "--key", key,
           "--mode", mode,
         ], in: space)
     }
@@ -66,6 +68,34 @@ extension Integration {
       try count(on: client, from: 1, to: 60, moment: moment) { first.signal(SIGKILL) }
       try second.wait(for: "pair: now alone", timeout: 10)
       #expect(try space.inside("redis-cli", ["-h", Namespace.guest, "get", "n"]) == "60\n", "killed at \(moment)")
+    }
+
+    @Test(arguments: ["remus", "colo"]) func primaryKilled_clientsOverIPv6GoOn(mode: String) throws {
+      let second = try secondary("tap1")
+      let first = try primary(mode)
+      try first.wait(for: "pair: now primary", timeout: 30)
+      let client = try space.connect(port: 6379, to: Namespace.guestIPv6)
+      try count(on: client, from: 1, to: 40, moment: 15) { first.signal(SIGKILL) }
+      try second.wait(for: "pair: now alone", timeout: 10)
+      try count(on: try space.connect(port: 6379, to: Namespace.guestIPv6), from: 41, to: 50)
+    }
+
+    /// Who has taken over is protected in turn: connections begun with either, numbers mapped or not, go on through both.
+    @Test(arguments: ["remus", "colo"]) func survivorKilled_itsOwnSecondaryGoesOn(mode: String) throws {
+      let second = try secondary("tap1", "--replicate", "127.0.0.1:7002")
+      let first = try primary(mode)
+      try first.wait(for: "pair: now primary", timeout: 30)
+      let client = try space.connect(port: 6379)
+      try count(on: client, from: 1, to: 30, moment: 10) { first.signal(SIGKILL) }
+      try second.wait(for: "pair: now alone", timeout: 10)
+      let later = try space.connect(port: 6379)
+      try count(on: later, from: 31, to: 40)
+      let third = try secondary("tap0", port: 7002)
+      try second.wait(for: "pair: now primary", timeout: 30)
+      try count(on: client, from: 41, to: 70, moment: 60) { second.signal(SIGKILL) }
+      try third.wait(for: "pair: now alone", timeout: 10)
+      try count(on: later, from: 71, to: 80)
+      try count(on: client, from: 81, to: 90)
     }
 
     @Test func secondaryKilled_thePrimaryGoesOn_andIsProtectedAgain() throws {

@@ -22,7 +22,8 @@ def run(options):
     rates = {name: (int(packets), float(gigabits))
              for name, packets, gigabits in re.findall(r"(\S+): (\d+) packets/s, ([\d.]+) Gb/s", text)}
     streams = {name: rate for name, rate in rates.items() if not name.startswith("map")}
-    slowest = min(streams, key=lambda name: streams[name][0])
+    # Large segments count as one packet each: they are for the other row.
+    slowest = min((name for name in streams if "14480" not in name), key=lambda name: streams[name][0])
     widest = max(streams, key=lambda name: streams[name][1])
     return [Row("comparator_mpps", streams[slowest][0] / 1e6, "M/s", f"packets of both sides; the slowest, {slowest}", 1, ">= 1"),
             Row("comparator_gbps", streams[widest][1], "Gb/s", f"of payload; {widest}", 1)]

@@ -1,0 +1,50 @@
+internal import CLinux
+internal import Devices
+internal import Replication
+internal import Synchronization
+
+/// What the checkpoint thread waits for.
+extension PrimarySide {
+  /// Until a checkpoint is due: why; nil when the secondary is lost.
+  func wait(since last: UInt64, _ patience: inout Patience) -> CheckpointCause? {
+    while true {
+      if peer.isLost || state.withLock({ $0.isEnding }) { return nil }
+      let wanted = state.withLock { state in
+        defer { state.wanted = nil }
+        return state.wanted
+      }
+      if let wanted { return wanted }
+      let now = lx_monotonic_ns()
+      if now - last >= options.period {
+        patience.shorten()
+        return .period
+      }
+      if options.mode == .colo, isSilent(now, since: last, patience) {
+        patience.lengthen()
+        return .silence
+      }
+      // Silence is looked for often enough; otherwise only the period matters.
+      let left = CInt((options.period - (now - last)) / 1_000_000) + 1
+      HostThread.waitReadable(wake, timeoutMilliseconds: options.mode == .colo ? min(left, 10) : left)
+      _ = lx_eventfd_take(wake)
+    }
+  }
+
+  /// Whether output has waited for the secondary for too long. The time in which the secondary loads a checkpoint does not
+  /// count, unless that alone takes too long.
+  func isSilent(_ now: UInt64, since last: UInt64, _ patience: Patience) -> Bool {
+    let (isLoaded, loadedAt) = state.withLock { ($0.loaded >= $0.epoch, $0.loadedAt) }
+    let waited = gate.waiting.oldest
+    guard waited > patience.time else { return false }
+    return isLoaded ? now - min(loadedAt, now) > patience.time : now - last > 2 * Patience.longest
+  }
+
+  func awaitReceived(_ epoch: UInt64) -> Bool {
+    while true {
+      if peer.isLost || state.withLock({ $0.isEnding }) { return false }
+      if state.withLock({ $0.received }) >= epoch { return true }
+      HostThread.waitReadable(wake, timeoutMilliseconds: 100)
+      _ = lx_eventfd_take(wake)
+    }
+  }
+}
