@@ -9,10 +9,10 @@ import sys
 
 from machine import raise_priority
 from measure import Options, Unavailable
-from topics import blk, bulk, comparator, exits, failover, idle, kv, linux_pair, net, pause, snapshot, start, store
+from topics import blk, bulk, colo_qemu, comparator, exits, failover, idle, kv, linux_pair, net, pause, snapshot, start, store
 
 TOPICS = {module.NAME: module for module in (exits, start, blk, net, store, snapshot, comparator, pause, kv, bulk, failover, idle,
-                                             linux_pair)}
+                                             linux_pair, colo_qemu)}
 
 EXAMPLES = """
 examples:

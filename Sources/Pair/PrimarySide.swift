@@ -304,7 +304,7 @@ public final class PrimarySide: PairTraffic {
       }
     do throws(ChannelError) { try channel.post(message) } catch { channel.abandon() }
     channel.wakeSender()
-    FaultPoints.pass(.diskTold)
+    if epoch > 0 { FaultPoints.pass(.diskTold) }
   }
 
   // MARK: Receiving thread

@@ -96,6 +96,12 @@ public struct RoundRunner {
     case .kill, .killAt:
       try waitForSurvivor(of: blow, pair)
       guard try victim.waitForExit(timeout: 5) == -SIGKILL else { throw HarnessError("the victim was not killed") }
+    case .stopAt(let point) where point.hasPrefix("joining"):
+      // It had nothing that could get lost: given up, it waits for a primary again, and the same one comes.
+      usleep(1_000_000)
+      victim.signal(SIGCONT)
+      try pair.waitUntilProtected()
+      try findWhoServes(pair, secondary)
     case .stop, .stopAt:
       try waitForSurvivor(of: blow, pair)
       usleep(UInt32(blow.after % 300) * 1000)
