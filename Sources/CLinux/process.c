@@ -9,6 +9,7 @@
 #include <linux/if_tun.h>
 #include <linux/seccomp.h>
 #include <link.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <pwd.h>
 #include <spawn.h>
@@ -31,12 +32,6 @@ int lx_thread_start(pthread_t *thread, void *(*body)(void *), void *context) {
 void lx_thread_urgent(void) {
   struct sched_param parameters = {.sched_priority = 1};
   sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &parameters);
-}
-void lx_thread_prefer(int preferred) {
-  struct sched_param parameters = {.sched_priority = 0};
-  // So that threads which it starts have the usual weight.
-  sched_setscheduler(0, preferred ? SCHED_OTHER | SCHED_RESET_ON_FORK : SCHED_OTHER, &parameters);
-  setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), preferred ? -10 : 0);
 }
 int lx_thread_join(pthread_t thread) { return -pthread_join(thread, NULL); }
 int lx_thread_signal(pthread_t thread, int signal) { return -pthread_kill(thread, signal); }
@@ -260,4 +255,5 @@ int lx_exit_code(int process) {
 
 int lx_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC) < 0 ? -errno : 0; }
 
+void lx_trim_heap(void) { malloc_trim(0); }
 void lx_release_program_pages(void) { dl_iterate_phdr(release_object, NULL); }

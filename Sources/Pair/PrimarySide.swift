@@ -310,7 +310,6 @@ public final class PrimarySide: PairTraffic {
   // MARK: Receiving thread
 
   private func receive(_ channel: Channel, _ backend: PairBackend?) {
-    lx_thread_prefer(1)
     do {
       while true {
         switch try channel.receive() {

@@ -114,8 +114,6 @@ public final class SecondarySide: PairTraffic {
     state.withLock { $0.channel = channel }
     FaultPoints.use(channel)
     peer.begin(channel)
-    lx_thread_prefer(1)
-    defer { lx_thread_prefer(0) }
     try? channel.admit()
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
     let ticker = try? HostThread.start(name: "pair-tick") { [self] in
@@ -322,6 +320,8 @@ public final class SecondarySide: PairTraffic {
     }
     FaultPoints.pass(.loaded)
     peer.change(.firstCheckpoint)
+    // What the first copy took.
+    if first { lx_trim_heap() }
     guard mode == .colo else { return }
     if first { try machine.start() } else { machine.resume() }
     parts.backend?.signal()

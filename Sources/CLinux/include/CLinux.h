@@ -132,10 +132,9 @@ int lx_thread_start(pthread_t *thread, void *(*body)(void *), void *context);
 /// the kernel keeps busy real-time threads from running now and then. Threads that it starts are ordinary. Where that is
 /// not allowed, nothing happens.
 void lx_thread_urgent(void);
-/// Gives the calling thread more weight than others of its session (nice -10), or as much again. Where that is not allowed,
-/// nothing happens.
-void lx_thread_prefer(int preferred);
 int lx_thread_join(pthread_t thread);
+/// Gives memory that malloc keeps back to the host.
+void lx_trim_heap(void);
 int lx_thread_signal(pthread_t thread, int signal);
 /// The first real-time signal glibc leaves free; MiniVMM kicks vCPU threads with it.
 int lx_kick_signal(void);

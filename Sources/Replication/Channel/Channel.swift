@@ -242,7 +242,6 @@ public final class Channel: Sendable {
 
   /// Sends what is queued until the channel ends. The body of the sending thread.
   public func runSender() -> ChannelError {
-    lx_thread_prefer(1)
     while true {
       let (isDone, failure) = wire.withLock { wire in (transmit(&wire, bulk: true), wire.failure) }
       if let failure {
