@@ -50,6 +50,8 @@ final class PeerWatch: Sendable {
   var role: Role { state.withLock { $0.roles.role } }
   var term: UInt64 { state.withLock { $0.roles.term } }
   var isLost: Bool { state.withLock { $0.isLost } }
+  /// The peer said, by a beat, that it serves on without this side.
+  var hasLeft: Bool { state.withLock { $0.hasLeft } }
   var onRole: @Sendable (Role, String) -> Void {
     get { state.withLock { $0.onRole } }
     set { state.withLock { $0.onRole = newValue } }

@@ -56,6 +56,9 @@ public final class PrimarySide: PairTraffic {
   let meter = PairMeter()
   public let turn = MachineTurn()
   private let receivingEnded = Atomic(false)
+  /// Bytes of input after which a checkpoint is taken: a quarter of what a secondary keeps.
+  private static let inputLimit: UInt64 = 16 << 20
+  private let inputBytes = Atomic<UInt64>(0)
   /// An eventfd: there is something for the checkpoint thread.
   let wake: CInt
 
@@ -102,6 +105,11 @@ public final class PrimarySide: PairTraffic {
       }
     }
     meter.sentInput(number)
+    // The secondary keeps input until the next checkpoint, and not without end.
+    if inputBytes.wrappingAdd(UInt64(frame.count), ordering: .relaxed).newValue > Self.inputLimit {
+      inputBytes.store(0, ordering: .relaxed)
+      requestCheckpoint(.queueFull)
+    }
     do throws(ChannelError) { unsafe try channel.post(.input, card: 0, number: number, frame: frame) } catch {
       channel.abandon()
     }
@@ -246,11 +254,12 @@ public final class PrimarySide: PairTraffic {
         }
         FaultPoints.pass(.resumed)
         last = lx_monotonic_ns()
+        inputBytes.store(0, ordering: .relaxed)
         let resumed = machine.resumedAt
         meter.tookCheckpoint(epoch, cause, pause: (resumed > began ? resumed : last) - began, pages: stage.pages.count)
         try send(stage, epoch, saved.encoded, first ? [0] : given, mappings, sent, channel)
         first = false
-        guard awaitReceived(epoch) else { return peer.loss }
+        guard awaitReceived(epoch, channel) else { return peer.loss }
       } catch {
         return "\(error)"
       }

@@ -130,14 +130,17 @@ public final class SecondarySide: PairTraffic {
       why = "\(error)"
       isLoss = error is ChannelError || error is FollowError
       if case FollowError.dismissed(guestEnded: true) = error { guestEnded = true }
-      // A primary that talks nonsense lives: it must see that it is not followed any more.
-      if case ChannelError.notAuthentic = error { channel.close() }
-      if error is StateError { channel.close() }
+      // Unless it is the channel that has ended, the primary lives: it must see that it is not followed any more.
+      switch error {
+      case ChannelError.closed, ChannelError.system, FollowError.demanded: break
+      default: channel.close()
+      }
     }
     // What it holds whole, it loads first.
     loader.withLock { $0.take() }?.join()
     // The end of a connection is not the end of the primary.
-    if role == .secondary, !state.withLock({ $0.demanded || $0.broken != nil }), !peer.isDeadWithoutChannel() {
+    let isAsked = state.withLock { $0.demanded || $0.broken != nil }
+    if role == .secondary, peer.hasLeft || !isAsked && !peer.isDeadWithoutChannel() {
       peer.change(.peerSaidFarewell)
       why = "\(FollowError.dismissed(guestEnded: false))"
     }
@@ -195,7 +198,7 @@ public final class SecondarySide: PairTraffic {
     var owed: UInt64 = 0
     while true {
       let message = try channel.receive()
-      if state.withLock({ $0.demanded }) { throw FollowError.demanded }
+      if case .farewell = message {} else if state.withLock({ $0.demanded }) { throw FollowError.demanded }
       switch message {
       case .input(_, let number, let frame):
         guard let backend = made.backend else { throw StateError.invalid("input for a machine without a card") }
@@ -238,8 +241,9 @@ public final class SecondarySide: PairTraffic {
         try channel.send(.received(epoch: epoch))
         FaultPoints.pass(.receivedSaid)
         stage = queue.stage()
-      case .heartbeat:
+      case .heartbeat(let term, _):
         peer.arrived()
+        peer.change(.laterTerm(term))
       case .farewell(let guestEnded):
         peer.change(.peerSaidFarewell)
         throw FollowError.dismissed(guestEnded: guestEnded)

@@ -228,6 +228,9 @@ public final class Channel: Sendable {
   /// Spoils what is sent next, as a faulty network or a dying host would.
   public func damageNext(_ damage: Damage) { self.damage.store(damage.rawValue, ordering: .relaxed) }
 
+  /// Whether bulk waits to be sent.
+  public var hasBulk: Bool { queue.withLock { !$0.bulk.isEmpty } }
+
   /// Whether everything queued has gone to the kernel.
   public var isDrained: Bool {
     wire.withLock { wire in
