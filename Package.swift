@@ -58,7 +58,9 @@ let package = Package(
       ],
       path: "Sources/CLI", swiftSettings: settings),
     .target(name: "CHarness", path: "Tests/CHarness"),
-    .target(name: "Harness", dependencies: ["CHarness"], path: "Tests/Harness", exclude: ["relay.py", "clients.py", "capture.py", "README.md"]),
+    .target(
+      name: "Harness", dependencies: ["CHarness"], path: "Tests/Harness",
+      exclude: ["relay.py", "clients.py", "capture.py", "README.md"]),
     .executableTarget(name: "campaign", dependencies: ["Harness"], path: "Tests/Campaign"),
     .testTarget(name: "HarnessTests", dependencies: ["Harness"], path: "Tests/HarnessTests"),
     .testTarget(
