@@ -1,7 +1,7 @@
 public import StateCodec
 
-/// What the two sides of a pair say to each other. Numbers are little-endian; byte strings are preceded by their length
-/// (8 bytes). Every message is one frame of ``Channel``.
+/// What the two sides of a pair say to each other, in the order and within the limits of docs/protocol.md. Numbers are
+/// little-endian; byte strings are preceded by their length (4 bytes).
 public enum Message: Equatable, Sendable {
   /// Primary: what the machine is made of; opaque here. The first message.
   case configuration([UInt8])
