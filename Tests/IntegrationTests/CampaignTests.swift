@@ -12,6 +12,12 @@ extension Integration {
       #expect(Campaign().run() == [])
     }
 
+    @Test(.enabled(if: Environment.hasLinux, "needs the built Linux guest")) func twoRandomRounds_withRedisInLinux() {
+      var campaign = Campaign()
+      (campaign.rounds, campaign.guest) = (2, .linux)
+      #expect(campaign.run() == [])
+    }
+
     /// The oracle's own test: output that does not wait for the secondary is lost with the primary, and that must show.
     @Test func withoutOutputHeldBack_theLossIsSeen() throws {
       let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-campaign-none-\(getpid())")
