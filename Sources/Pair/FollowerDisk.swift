@@ -70,17 +70,19 @@ public final class FollowerDisk: ByteDisk {
   /// still.
   /// - Returns: 0 or an errno.
   public func load(epoch: UInt64) -> CInt {
-    state.withLock { state in
-      var done = 0
-      for (changed, change) in state.changes where changed <= epoch {
-        let error = apply(change)
-        FaultPoints.pass(.diskWritten)
-        guard error == 0 else { return error }
-        state.weight -= change.weight
-        done += 1
-      }
+    // The file is written without the lock: meanwhile more is kept.
+    let due = state.withLock { state in
       // Epochs ascend, so these are the first.
-      state.changes.removeFirst(done)
+      let due = state.changes.prefix { $0.epoch <= epoch }.map(\.change)
+      state.changes.removeFirst(due.count)
+      for change in due { state.weight -= change.weight }
+      return due
+    }
+    for change in due {
+      let error = apply(change)
+      guard error == 0 else { return error }
+    }
+    return state.withLock { state in
       state.present.removeAll(keepingCapacity: true)
       return max(0, -lx_ftruncate(overlay, 0))
     }

@@ -100,10 +100,23 @@ final class PeerWatch: Sendable {
   }
 
   /// Tells a peer that may live, by beats, the term in which this side has replaced it.
-  func replaced() { for _ in 0..<3 { beats?.send(.init(term: term, hasLeft: false)) } }
+  /// For a second, on a thread of its own.
+  func replaced() {
+    guard let beats else { return }
+    let term = term
+    _ = try? HostThread.start(name: "pair-term") {
+      for _ in 0..<100 {
+        beats.send(.init(term: term, hasLeft: false))
+        usleep(UInt32(Self.heartbeat / 1000))
+      }
+    }
+  }
 
-  /// Tells the peer, by beats, that this side serves without it.
-  func leave() { beats?.send(.init(term: term, hasLeft: true)) }
+  /// Tells the peer, by beats, that this side serves without it, and hears what it says until the next would be due.
+  func leave() {
+    for _ in 0..<3 { beats?.send(.init(term: term, hasLeft: true)) }
+    listen(until: lx_monotonic_ns() + Self.heartbeat)
+  }
 
   /// False while the peer may have given this side up and go on alone: then two would serve.
   var mayTakeOver: Bool { state.withLock { $0.cameBack == nil } }

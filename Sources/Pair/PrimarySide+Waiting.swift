@@ -39,18 +39,14 @@ extension PrimarySide {
     return isLoaded ? now - min(loadedAt, now) > patience.time : now - last > 2 * Patience.longest
   }
 
-  /// Nanoseconds within which a secondary that has been sent a whole checkpoint must confirm it: one that lives and does not
-  /// is of no use, and output must not wait for it for ever.
-  private static let confirmation: UInt64 = 5_000_000_000
-
+  /// Until the secondary has all of a checkpoint; false when it is lost, or does not say so in time.
   func awaitReceived(_ epoch: UInt64, _ channel: Channel) -> Bool {
-    var sent = lx_monotonic_ns()
+    var progress = Channel.Progress(channel)
     while true {
       if peer.isLost || state.withLock({ $0.isEnding }) { return false }
       if state.withLock({ $0.received }) >= epoch { return true }
-      if channel.hasBulk { sent = lx_monotonic_ns() }
-      if lx_monotonic_ns() - sent > Self.confirmation {
-        peer.lose("checkpoint \(epoch) was not confirmed within \(Self.confirmation / 1_000_000_000) s")
+      guard progress.continues() else {
+        peer.lose("checkpoint \(epoch) was not confirmed within \(Channel.Progress.patience / 1_000_000_000) s")
         return false
       }
       HostThread.waitReadable(wake, timeoutMilliseconds: 100)

@@ -184,7 +184,7 @@ public final class PrimarySide: PairTraffic {
     }
     let why = checkpoints(machine, backend, disks, channel)
     // Before anything leaves that the secondary does not know of.
-    if peer.role != .fenced { for _ in 0..<3 { peer.leave() } }
+    if peer.role != .fenced { peer.leave() }
     // Whatever waited may go: there is nobody left who could contradict it.
     for disk in disks { disk.mirror(to: nil) }
     backend?.endForwarding()
@@ -199,14 +199,15 @@ public final class PrimarySide: PairTraffic {
     return why
   }
 
-  /// A secondary that only slept must not take over when it wakes up: it is told, and given a second to read that.
+  /// A secondary that only slept, or lost no more than the channel, must not take over: it is told in both ways for a second,
+  /// or until it has heard.
   private func dismiss(_ channel: Channel, guestEnded: Bool) {
     channel.dropBulk()
-    if peer.role != .fenced, (try? channel.send(.farewell(guestEnded: guestEnded))) != nil {
-      channel.endSending(within: 100)
-      for _ in 0..<100 where !receivingEnded.load(ordering: .acquiring) {
+    if peer.role != .fenced {
+      let isTold = (try? channel.send(.farewell(guestEnded: guestEnded))) != nil
+      if isTold { channel.endSending(within: 100) }
+      for _ in 0..<100 where peer.role != .fenced && !(isTold && receivingEnded.load(ordering: .acquiring)) {
         peer.leave()
-        usleep(10_000)
       }
     }
     channel.close()

@@ -52,6 +52,9 @@ struct PrimaryCommand: ParsableCommand {
     guard settings.description.cards.count <= 1 else {
       throw ValidationError("a protected guest has one network card at the most")
     }
+    if let disk = settings.description.disks.first(where: \.readOnly) {
+      throw ValidationError("disk \(disk.path): a protected guest's disks are writable; leave out ,ro")
+    }
     let options = PrimarySide.Options(mode: mode, period: epochMax.nanoseconds)
     var tap: (any FrameBackend)?
     if let card = settings.description.cards.first {

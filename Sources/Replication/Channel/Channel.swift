@@ -158,9 +158,11 @@ public final class Channel: Sendable {
 
   /// Queues a message behind everything urgent, and waits while much bulk is queued. In order among its like.
   public func sendBulk(_ message: Message) throws(ChannelError) {
+    var progress = Progress(self)
     while queue.withLock({ !$0.isClosed && $0.takesBulk && $0.bulk.count >= 8 }) {
       HostWait.readable(room, timeout: 100)
       _ = lx_eventfd_take(room)
+      guard progress.continues() else { throw .sendQueueFull }
     }
     unsafe try enqueue(message.encoded, Self.nothing, urgent: false)
     lx_eventfd_signal(wake)
@@ -182,7 +184,8 @@ public final class Channel: Sendable {
 
   /// Waits while more than so many bytes are queued.
   public func waitForRoom(below bytes: Int) {
-    while queue.withLock({ !$0.isClosed && $0.bytes > bytes }) {
+    var progress = Progress(self)
+    while progress.continues(), queue.withLock({ !$0.isClosed && $0.bytes > bytes }) {
       HostWait.readable(room, timeout: 100)
       _ = lx_eventfd_take(room)
     }
