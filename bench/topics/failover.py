@@ -54,7 +54,8 @@ def run(options):
             Row("failover_p99_ms", first[late], "ms", "", rounds, "<= 200"),
             Row("failover_silence_p50_ms", median(silence), "ms", "the client's longest time without a reply", rounds),
             Row("failover_silence_p99_ms", silence[late], "ms", "", rounds),
-            Row("failover_asked_later_p50_ms", median(later), "ms", "SIGKILL to the first reply to what was asked after it", rounds),
+            Row("failover_asked_later_p50_ms", median(later), "ms", "SIGKILL to the first reply to what was asked after it",
+                rounds),
             Row("failover_asked_later_p99_ms", later[late], "ms", "", rounds),
             Row("failover_remus_p50_ms", median(remus_first), "ms", f"silence {median(remus_silence):.0f} ms, asked later "
                 f"{median(remus_later):.0f} ms", len(remus)),
