@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import sys
+import traceback
 
 from machine import raise_priority
 from measure import Options, Unavailable
-from topics import blk, bulk, colo_qemu, comparator, exits, failover, idle, kv, linux_pair, net, pause, snapshot, start, store
+from topics import (
+    blk, bulk, colo_qemu, comparator, exits, failover, idle, kv, linux_pair, net, pause, snapshot, start, store)
 
 TOPICS = {module.NAME: module for module in (exits, start, blk, net, store, snapshot, comparator, pause, kv, bulk, failover, idle,
                                              linux_pair, colo_qemu)}
@@ -30,7 +32,7 @@ def parse():
         prog="bench/run", description="Measures minivmm beside QEMU microvm and beside bare C loops on /dev/kvm.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="topics; all when none is given")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: under a minute a topic")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: three minutes a topic at most")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of the table")
     parser.add_argument("--list", action="store_true", help="the topics and their rows")
     for hidden in ("--minivmm", "--programs"):
@@ -64,18 +66,22 @@ def main():
     atexit.register(raise_priority())  # who reads a clock must not wait for a CPU
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     options = Options(arguments.quick, arguments.minivmm, arguments.programs, root)
-    missed = False
+    missed = failed = False
     for name in arguments.names or TOPICS:
         if not arguments.json:
             print(f"==> {name}: {TOPICS[name].__doc__.splitlines()[0]}", flush=True)
         try:
             rows = TOPICS[name].run(options)
         except Unavailable as reason:
-            rows = [reason.row(name) for name in TOPICS[name].ROWS]
+            rows = [reason.row(row) for row in TOPICS[name].ROWS]
+        except Exception as failure:  # the other topics can still be measured
+            traceback.print_exc()
+            failed = True
+            rows = [Unavailable(f"failed: {type(failure).__name__}, see the errors").row(row) for row in TOPICS[name].ROWS]
         for row in rows:
             missed |= row.value is not None and not row.met
             print(json.dumps(row.json()), flush=True) if arguments.json else show(row)
-    return 1 if missed else 0
+    return 1 if missed or failed else 0
 
 
 if __name__ == "__main__":

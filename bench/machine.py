@@ -89,6 +89,15 @@ class Machine:
                 continue
         self.process.stdout.close()
 
+    def tail(self):
+        """What it has said lately, without waiting."""
+        while select.select([self.process.stdout], [], [], 0)[0]:
+            data = self.process.stdout.read(4096)
+            if not data:
+                break
+            self.text += data.decode(errors="replace")
+        return self.text[-400:].strip()
+
     def wait_for(self, pattern, seconds):
         """Waits until the console matches; the match. The time of the last read is left in `seen`."""
         end = time.monotonic() + seconds

@@ -2,18 +2,23 @@
 
 import json
 import os
+import re
+import subprocess
 import tempfile
 import time
 
 import network
-from machine import Machine, output
+from machine import GuestFailed, Machine, output
 from measure import Unavailable
 
 HERE, THERE = {0}, {1}
 
 
 class Pair:
-    """Use in a `with` block, in a network.Bridge. `mode` none, remus or colo; "run" is the guest without a pair."""
+    """Use in a `with` block, in a network.Bridge. `mode` none, remus or colo; "run" is the guest without a pair.
+
+    A guest that lost its protection while it was measured would look fast: once protected, it must be so to the end of the
+    block, unless `may_end` was set."""
 
     def __init__(self, options, space, mode, guest, memory=64, period="100ms", disk=None):
         if len(os.sched_getaffinity(0)) < 2:
@@ -35,6 +40,8 @@ class Pair:
         if mode != "run":
             self.serve += ["--replicate", f"127.0.0.1:{port}", "--key", self.key, "--mode", mode, "--epoch-max", period]
         self.primary = self.secondary = None
+        self.protected_at = None  # where in the primary's console it says so
+        self.may_end = False
 
     def __enter__(self):
         try:
@@ -44,23 +51,39 @@ class Pair:
             self.primary = Machine(self.serve, HERE, self.space.name).__enter__()
             return self
         except BaseException:
-            self.__exit__()
+            self.__exit__(BaseException)
             raise
 
-    def __exit__(self, *_):
-        for machine in (self.primary, self.secondary):
-            if machine:
-                machine.__exit__()
-        self.folder.cleanup()
+    def __exit__(self, kind=None, *_):
+        try:
+            if kind is None and not self.may_end and self.primary:
+                self.check()
+        finally:
+            for machine in (self.primary, self.secondary):
+                if machine:
+                    machine.__exit__()
+            self.folder.cleanup()
+
+    def check(self):
+        said = self.primary.tail()
+        ended = [side for side in (self.primary, self.secondary) if side and side.process.poll() is not None]
+        lost = self.protected_at and re.search(r"pair: (now )?(alone|fenced)", self.primary.text[self.protected_at:])
+        if ended or lost:
+            other = f"; secondary: {self.secondary.tail()}" if self.secondary else ""
+            raise GuestFailed(f"{self.mode}: the pair did not last while it was measured; primary: {said}{other}")
 
     def wait_until_protected(self, ready="lab: ready", seconds=30):
         self.primary.wait_for(ready, seconds)
         if self.mode != "run":
-            self.primary.wait_for("pair: now primary", 30)
+            self.protected_at = self.primary.wait_for("pair: now primary", 30).end()
 
     def status(self, side="primary"):
         command = [self.options.minivmm, "status", "--json", "--control", f"{self.folder.name}/{side}"]
-        return json.loads(output(command, 10))["pair"]
+        try:
+            return json.loads(output(command, 10))["pair"]
+        except (subprocess.SubprocessError, KeyError) as failure:
+            self.check()
+            raise GuestFailed(f"{self.mode}: no status of the {side}: {failure}") from failure
 
     def client(self, command, seconds=60):
         return output(command, seconds, HERE, self.space.name)

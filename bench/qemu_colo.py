@@ -17,6 +17,7 @@ class Control:
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(60)  # a hung QEMU must not hang who measures it
         for _ in range(100):
             try:
                 self.socket.connect(path)

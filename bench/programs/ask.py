@@ -1,6 +1,7 @@
-"""Asks the lab guest's store every millisecond, whatever has been answered; prints when answers came (CLOCK_MONOTONIC).
+"""Asks the lab guest's store every millisecond, whatever has been answered.
 
 usage: ask.py ADDRESS SECONDS
+Prints a line for each answer, in order: when it was asked for and when it came (CLOCK_MONOTONIC).
 """
 
 import socket
@@ -13,17 +14,17 @@ def ask(address, seconds):
     connection = socket.create_connection((address, 6379), 10)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     end = time.monotonic() + seconds
+    asked, answered = [], []
 
     def send():
         while time.monotonic() < end:
+            asked.append(time.monotonic())
             connection.sendall(b"INCR n\r\n")
             time.sleep(0.001)
         connection.shutdown(socket.SHUT_WR)
 
-    print("asking", flush=True)
     threading.Thread(target=send, daemon=True).start()
-    expected, rest = 1, b""
-    times = []
+    rest = b""
     while time.monotonic() < end + 1:
         connection.settimeout(2)
         try:
@@ -32,13 +33,16 @@ def ask(address, seconds):
             break
         if not data:
             break
-        times.append(time.monotonic())
+        now = time.monotonic()
         *lines, rest = (rest + data).split(b"\r\n")
         for line in lines:
-            if line != b":%d" % expected:
-                sys.exit(f"{line} instead of {expected}")
-            expected += 1
-    print(" ".join(f"{each:.6f}" for each in times))
+            answered.append(now)
+            if line != b":%d" % len(answered):
+                sys.exit(f"{line} instead of {len(answered)}")
+    for times in zip(asked, answered):
+        print("%.6f %.6f" % times)
+    if len(answered) < len(asked):
+        sys.exit(f"{len(asked) - len(answered)} of {len(asked)} were not answered")
 
 
 if __name__ == "__main__":

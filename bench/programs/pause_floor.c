@@ -37,7 +37,8 @@ static void nothing(int signal) { (void)signal; }
 static void *run_guest(void *unused) {
   (void)unused;
   while (1) {
-    ioctl(cpu, KVM_RUN, 0);
+    // Nothing that this guest does leads out of KVM_RUN, only the signal.
+    if (ioctl(cpu, KVM_RUN, 0) == 0) errx(1, "exit reason %u", run->exit_reason);
     if (!wanted) continue;
     run->immediate_exit = 0;
     sem_post(&stopped);
@@ -113,20 +114,21 @@ int main(int argc, char **argv) {
     struct kvm_vcpu_events events;
     struct kvm_pit_state2 timer;
     struct kvm_xsave xsave;
-    ioctl(vm, KVM_GET_CLOCK, &clock);
-    ioctl(cpu, KVM_GET_MP_STATE, &mp);
-    ioctl(cpu, KVM_GET_REGS, &regs);
-    ioctl(cpu, KVM_GET_SREGS, &sregs);
-    ioctl(cpu, KVM_GET_XSAVE, &xsave);
-    ioctl(cpu, KVM_GET_XCRS, &xcrs);
-    ioctl(cpu, KVM_GET_DEBUGREGS, &debug);
-    ioctl(cpu, KVM_GET_LAPIC, &lapic);
-    ioctl(cpu, KVM_GET_TSC_KHZ, 0);
-    ioctl(cpu, KVM_GET_MSRS, &msrs);
-    ioctl(cpu, KVM_GET_VCPU_EVENTS, &events);
-    ioctl(vm, KVM_GET_PIT2, &timer);
-    for (unsigned chip = 0; chip < 3; chip++) ioctl(vm, KVM_GET_IRQCHIP, &(struct kvm_irqchip){.chip_id = chip});
-    ioctl(vm, KVM_GET_DIRTY_LOG, &(struct kvm_dirty_log){.dirty_bitmap = bitmap});
+    check(ioctl(vm, KVM_GET_CLOCK, &clock), "KVM_GET_CLOCK");
+    check(ioctl(cpu, KVM_GET_MP_STATE, &mp), "KVM_GET_MP_STATE");
+    check(ioctl(cpu, KVM_GET_REGS, &regs), "KVM_GET_REGS");
+    check(ioctl(cpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
+    check(ioctl(cpu, KVM_GET_XSAVE, &xsave), "KVM_GET_XSAVE");
+    check(ioctl(cpu, KVM_GET_XCRS, &xcrs), "KVM_GET_XCRS");
+    check(ioctl(cpu, KVM_GET_DEBUGREGS, &debug), "KVM_GET_DEBUGREGS");
+    check(ioctl(cpu, KVM_GET_LAPIC, &lapic), "KVM_GET_LAPIC");
+    check(ioctl(cpu, KVM_GET_TSC_KHZ, 0), "KVM_GET_TSC_KHZ");
+    check(ioctl(cpu, KVM_GET_MSRS, &msrs), "KVM_GET_MSRS");
+    check(ioctl(cpu, KVM_GET_VCPU_EVENTS, &events), "KVM_GET_VCPU_EVENTS");
+    check(ioctl(vm, KVM_GET_PIT2, &timer), "KVM_GET_PIT2");
+    for (unsigned chip = 0; chip < 3; chip++)
+      check(ioctl(vm, KVM_GET_IRQCHIP, &(struct kvm_irqchip){.chip_id = chip}), "KVM_GET_IRQCHIP");
+    check(ioctl(vm, KVM_GET_DIRTY_LOG, &(struct kvm_dirty_log){.dirty_bitmap = bitmap}), "KVM_GET_DIRTY_LOG");
     copied = 0;
     for (unsigned word = 0; word < sizeof bitmap / sizeof *bitmap; word++)
       for (uint64_t bits = bitmap[word]; bits; bits &= bits - 1)

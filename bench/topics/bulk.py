@@ -18,11 +18,10 @@ def run(options):
             for mode, megabytes in SIZES.items():
                 with Pair(options, space, mode, lab(options, "service=bulk")) as pair:
                     pair.wait_until_protected()
-                    command = [sys.executable, "-B", f"{options.root}/bench/programs/receive.py", network.GUEST, str(megabytes * 1000000)]
-                    pair.client([*command[:-1], "1000000"])
-                    rates[mode].append(megabytes / float(pair.client(command)))
+                    command = [sys.executable, "-B", f"{options.root}/bench/programs/receive.py", network.GUEST]
+                    pair.client([*command, "1000000"])
+                    rates[mode].append(megabytes / float(pair.client([*command, str(megabytes * 1000000)])))
     none = rates["none"]
     return [Row(f"bulk_vs_none_{mode}", median(a / b for a, b in zip(rates[mode], none)), "×",
                 f"{median(rates[mode]):.0f} MB/s; none {median(none):.0f} MB/s", len(none), target)
             for mode, target in (("remus", None), ("colo", ">= 0.5"))]
-

@@ -30,6 +30,12 @@ def boot(options, names, disk, words="", extra=()):
     return minivmm(options, kernel, words, MEMORY_MIB, ["--initrd", initrd, "--disk", disk, *extra])
 
 
+def guest(options, names, disk):
+    """The same for a pair, which says itself how much memory and which card there is."""
+    words = iter(boot(options, names, disk, NETWORK)[2:])
+    return [word for word in words if word != "--memory" or not next(words)]
+
+
 NETWORK = f"ip={network.GUEST}::{network.HOST}:255.255.255.0::eth0:off"
 
 

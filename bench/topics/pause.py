@@ -5,7 +5,7 @@ import time
 
 import network
 from machine import output
-from measure import Row, median
+from measure import Row, Unavailable, median
 from pair import HERE, Pair, lab
 
 NAME = "pause"
@@ -22,11 +22,13 @@ def run(options):
             for _ in range(1 if options.quick else 3):
                 words = f"service=dirty dirty=pages:{size},rate:{size * 20},seconds:600"
                 with Pair(options, space, "remus", lab(options, words)) as pair:
-                    pair.primary.wait_for("pair: now primary", 30)
+                    pair.wait_until_protected("lab: ready")
                     time.sleep(seconds)
                     status = pair.status()
                 floor = json.loads(output([f"{options.programs}/pause_floor", str(status["dirtyPages"]["p50"]),
                                            str(seconds * 10)], 60, HERE))
+                if floor["pages"] != status["dirtyPages"]["p50"]:
+                    raise Unavailable(f"the floor's guest dirtied {floor['pages']} pages, not {status['dirtyPages']['p50']}")
                 ours.append(status["pauseMicroseconds"]["p50"])
                 p99s.append(status["pauseMicroseconds"]["p99"] / 1000)
                 longest.append(status["pauseMicroseconds"]["max"] / 1000)
