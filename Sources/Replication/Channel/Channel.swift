@@ -32,7 +32,7 @@ public final class Channel: Sendable {
   /// What a peer may make us allocate for a record.
   private static let recordLimit = Message.limit + recordSize
 
-  private struct Queue {
+  struct Queue {
     /// Small and urgent first: heartbeats, input, acknowledgements do not wait behind a checkpoint's pages. Each entry is a
     /// record to be: room for its length, then messages with theirs.
     var urgent: [[UInt8]] = []
@@ -90,7 +90,7 @@ public final class Channel: Sendable {
 
   private let descriptor: CInt
   let keys: Keys
-  private let queue = Mutex(Queue())
+  let queue = Mutex(Queue())
   /// An eventfd: something waits to be sent.
   private let wake: CInt
   /// An eventfd: bulk was sent.
@@ -230,9 +230,6 @@ public final class Channel: Sendable {
 
   /// Spoils what is sent next, as a faulty network or a dying host would.
   public func damageNext(_ damage: Damage) { self.damage.store(damage.rawValue, ordering: .relaxed) }
-
-  /// Whether bulk waits to be sent.
-  public var hasBulk: Bool { queue.withLock { !$0.bulk.isEmpty } }
 
   /// Whether everything queued has gone to the kernel.
   public var isDrained: Bool {

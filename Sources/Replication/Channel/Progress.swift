@@ -1,6 +1,10 @@
 internal import CLinux
+internal import Synchronization
 
 extension Channel {
+  /// Whether bulk waits to be sent.
+  public var hasBulk: Bool { queue.withLock { !$0.bulk.isEmpty } }
+
   /// Whether the other side goes on taking what it is sent: one that lives and does not is of no use. A value.
   public struct Progress {
     /// Nanoseconds that nothing may move.
