@@ -1,6 +1,7 @@
 #pragma once
 #include <nettle/hmac.h>
 #include <nettle/memops.h>
+#include <nettle/umac.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -12,6 +13,16 @@ static inline void mv_hmac_sha256(const uint8_t *key, size_t key_size, const uin
   hmac_sha256_update(&context, first_size, first);
   hmac_sha256_update(&context, second_size, second);
   hmac_sha256_digest(&context, SHA256_DIGEST_SIZE, code);
+}
+
+/// UMAC-128 (RFC 4418) with a nonce of 16 bytes, the number in big-endian order: 16 bytes.
+static inline void mv_umac128(struct umac128_ctx *context, uint64_t number, const uint8_t *bytes, size_t size,
+                              uint8_t *code) {
+  uint8_t nonce[16] = {0};
+  for (int i = 0; i < 8; i++) nonce[15 - i] = (uint8_t)(number >> (8 * i));
+  umac128_set_nonce(context, sizeof nonce, nonce);
+  umac128_update(context, size, bytes);
+  umac128_digest(context, UMAC128_DIGEST_SIZE, code);
 }
 
 /// Whether two byte strings are equal, in a time that does not depend on where they differ.

@@ -26,6 +26,21 @@ import Testing
     #expect(derived.code([1], [2]) == expected.code([1], [2]))
   }
 
+  @Test func recordCode_isOfKeyNumberAndBytes() {
+    func code(_ key: UInt8, _ number: UInt64, _ bytes: [UInt8]) -> [UInt8] {
+      var code = RecordCode(SharedKey([UInt8](repeating: key, count: 32)))
+      _ = unsafe bytes.withUnsafeBytes { unsafe code.code(number: 9, $0) }
+      return unsafe bytes.withUnsafeBytes { unsafe code.code(number: number, $0) }
+    }
+    let one = code(1, 7, [1, 2, 3])
+    #expect(one.count == RecordCode.size)
+    #expect(one == code(1, 7, [1, 2, 3]))
+    #expect(one != code(2, 7, [1, 2, 3]))
+    #expect(one != code(1, 8, [1, 2, 3]))
+    #expect(one != code(1, 7, [1, 2, 2]))
+    #expect(one != code(1, 7, [1, 2, 3, 0]))
+  }
+
   @Test func equal_comparesEverything() {
     #expect(SharedKey.equal([1, 2, 3][...], [1, 2, 3][...]))
     #expect(!SharedKey.equal([1, 2, 3][...], [1, 2, 4][...]))

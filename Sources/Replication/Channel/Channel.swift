@@ -6,7 +6,7 @@ internal import Synchronization
 ///
 ///     greeting: magic "MVMMPAIR"  version:4  nonce:32                        both, at once
 ///     proof:    HMAC-SHA-256(key, "proof" · role · own nonce · other nonce)  both
-///     then:     { length:4  { length:4  message }…  HMAC-SHA-256(direction's key, sequence:8 · length:4 · messages):32 }…
+///     then:     { length:4  { length:4  message }…  UMAC-128(direction's key, number, length · messages):16 }…
 ///
 /// The keys of the directions come from the shared one and both nonces (HKDF), so nothing of another session, direction or
 /// position is taken. A record holds what waited when it was made: its cost is shared by its messages.
@@ -16,16 +16,8 @@ internal import Synchronization
 public final class Channel: Sendable {
   public enum Side: UInt8, Sendable { case primary = 1, secondary = 2 }
 
-  public static let version: UInt32 = 2
-  /// The keys of one session and direction, of the channel and of the beats that go with it.
-  struct Keys {
-    let send: SharedKey
-    let receive: SharedKey
-    let sendBeat: SharedKey
-    let receiveBeat: SharedKey
-  }
-
-  static let macSize = SharedKey.codeSize
+  public static let version: UInt32 = 3
+  static let macSize = RecordCode.size
 
   /// Bytes of messages after which another record is begun.
   private static let recordSize = 64 << 10
@@ -71,7 +63,8 @@ public final class Channel: Sendable {
   }
 
   /// The record that is being sent.
-  private struct Wire {
+  private struct Wire: ~Copyable {
+    var code: RecordCode
     var number: UInt64 = 0
     var record: [UInt8] = []
     var sent = 0
@@ -79,7 +72,8 @@ public final class Channel: Sendable {
   }
 
   /// What has been received and not yet taken.
-  private struct Reader {
+  private struct Reader: ~Copyable {
+    var code: RecordCode
     var number: UInt64 = 0
     var bytes: [UInt8] = []
     var start = 0
@@ -95,8 +89,8 @@ public final class Channel: Sendable {
   private let wake: CInt
   /// An eventfd: bulk was sent.
   private let room: CInt
-  private let wire = Mutex(Wire())
-  private let reader = Mutex(Reader())
+  private let wire: Mutex<Wire>
+  private let reader: Mutex<Reader>
   private let sent = Atomic<UInt64>(0)
   private let damage = Atomic<UInt8>(0)
   /// Bytes that may wait to be sent; a peer that does not read must not fill our memory.
@@ -116,6 +110,8 @@ public final class Channel: Sendable {
     }
     self.descriptor = descriptor
     self.queueLimit = queueLimit
+    wire = Mutex(Wire(code: RecordCode(keys.send)))
+    reader = Mutex(Reader(code: RecordCode(keys.receive)))
     wake = lx_eventfd(0)
     room = lx_eventfd(0)
   }
@@ -289,7 +285,8 @@ public final class Channel: Sendable {
       lx_eventfd_signal(room)
       wire.record = next
       wire.record.replaceSubrange(0..<4, with: Self.bytes(UInt32(next.count - 4)))
-      wire.record += unsafe wire.record.withUnsafeBytes { unsafe keys.send.code(Self.bytes(wire.number), $0) }
+      let number = wire.number
+      wire.record += unsafe wire.record.withUnsafeBytes { unsafe wire.code.code(number: number, $0) }
       wire.number += 1
       wire.sent = 0
       switch Damage(rawValue: damage.exchange(0, ordering: .relaxed)) {
@@ -333,7 +330,7 @@ public final class Channel: Sendable {
     let number = reader.number
     let start = reader.start
     let expected = unsafe reader.bytes.withUnsafeBytes {
-      unsafe keys.receive.code(Self.bytes(number), UnsafeRawBufferPointer(rebasing: $0[start..<body.upperBound]))
+      unsafe reader.code.code(number: number, UnsafeRawBufferPointer(rebasing: $0[start..<body.upperBound]))
     }
     guard SharedKey.equal(expected[...], reader.bytes[body.upperBound..<body.upperBound + Self.macSize]) else {
       throw .notAuthentic

@@ -1,6 +1,16 @@
 internal import CLinux
 internal import Glibc
 
+extension Channel {
+  /// The keys of one session and direction, of the channel and of the beats that go with it.
+  struct Keys {
+    let send: SharedKey
+    let receive: SharedKey
+    let sendBeat: SharedKey
+    let receiveBeat: SharedKey
+  }
+}
+
 /// How both sides of a new connection prove that they know the key.
 enum Handshake {
   private static let magic = Array("MVMMPAIR".utf8)
@@ -24,7 +34,7 @@ enum Handshake {
     let peer: Channel.Side = side == .primary ? .secondary : .primary
     let label = Array("proof".utf8)
     try write(descriptor, key.code(label + [side.rawValue], mine + other))
-    let got = try read(descriptor, Channel.macSize, deadline: deadline)
+    let got = try read(descriptor, SharedKey.codeSize, deadline: deadline)
     guard SharedKey.equal(key.code(label + [peer.rawValue], other + mine)[...], got[...]) else { throw .notAuthentic }
     let salt = side == .primary ? mine + other : other + mine
     func derived(_ from: Channel.Side) -> SharedKey {

@@ -21,6 +21,10 @@ public struct SharedKey: Sendable {
     return code
   }
 
+  func withBytes(_ body: (UnsafePointer<UInt8>) -> Void) {
+    unsafe bytes.withUnsafeBufferPointer { unsafe body($0.baseAddress!) }
+  }
+
   /// A key of 32 bytes for one purpose.
   func derived(salt: [UInt8], info: [UInt8]) -> SharedKey {
     let extracted = SharedKey(SharedKey(salt).code(bytes, []))
