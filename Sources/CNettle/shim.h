@@ -15,6 +15,9 @@ static inline void mv_hmac_sha256(const uint8_t *key, size_t key_size, const uin
   hmac_sha256_digest(&context, SHA256_DIGEST_SIZE, code);
 }
 
+/// Makes UMAC-128's tables of a key of 16 bytes.
+static inline void mv_umac128_key(struct umac128_ctx *context, const uint8_t *key) { umac128_set_key(context, key); }
+
 /// UMAC-128 (RFC 4418) with a nonce of 16 bytes, the number in big-endian order: 16 bytes.
 static inline void mv_umac128(struct umac128_ctx *context, uint64_t number, const uint8_t *bytes, size_t size,
                               uint8_t *code) {

@@ -10,6 +10,8 @@ struct WholeCheckpoint: Sendable {
   /// How many frames of input the primary's guest had been given.
   var given: UInt64
   var mappings: [UInt8]
+  /// What the primary's clients may not have seen of it.
+  var held: [[UInt8]]
   var state: [UInt8]
   var stage: PageStage
 }

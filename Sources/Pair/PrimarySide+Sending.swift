@@ -31,8 +31,10 @@ extension PrimarySide {
     _ sent: SentPages, _ channel: Channel
   ) throws(ChannelError) {
     try send(stage, epoch, sent, channel)
+    let held = gate.held(frames: RecentOutput.frames, bytes: RecentOutput.bytes)
     try channel.sendBulk(
-      .checkpoint(epoch: epoch, pages: UInt64(stage.pages.count), given: given, mappings: mappings, state: saved))
+      .checkpoint(
+        epoch: epoch, pages: UInt64(stage.pages.count), given: given, mappings: mappings, held: held, state: saved))
     FaultPoints.pass(.checkpointSent)
   }
 }

@@ -2,8 +2,8 @@
 /// it for sent, would not repeat it before its own time-outs: so a takeover sends it, once more at the worst. TCP discards
 /// duplicates, and UDP's clients must live with them.
 struct RecentOutput {
-  private static let frames = 512
-  private static let bytes = 4 << 20
+  static let frames = 512
+  static let bytes = 4 << 20
   /// Longer than a primary takes to be declared dead, in nanoseconds.
   private static let age: UInt64 = 250_000_000
 

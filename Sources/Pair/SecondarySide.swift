@@ -228,7 +228,7 @@ public final class SecondarySide: PairTraffic {
           } catch { throw .invalid("\(error)") }
         }
         if epoch > 0 { FaultPoints.pass(.pagesStaged) }
-      case .checkpoint(let epoch, let pages, let given, let mappings, let saved):
+      case .checkpoint(let epoch, let pages, let given, let mappings, let held, let saved):
         guard epoch == received + 1 || received == 0, epoch > 0, pages == UInt64(stage.pages.count),
           let given = given.first
         else {
@@ -237,7 +237,8 @@ public final class SecondarySide: PairTraffic {
         FaultPoints.pass(.checkpointWhole)
         // Whole: from here on it is what this side goes by.
         received = epoch
-        queue.put(WholeCheckpoint(epoch: epoch, given: given, mappings: mappings, state: saved, stage: stage))
+        queue.put(
+          WholeCheckpoint(epoch: epoch, given: given, mappings: mappings, held: held, state: saved, stage: stage))
         try channel.send(.received(epoch: epoch))
         FaultPoints.pass(.receivedSaid)
         stage = queue.stage()
@@ -321,6 +322,8 @@ public final class SecondarySide: PairTraffic {
       state.loaded = last.epoch
       state.broken = nil
       state.unconfirmed.removeAll()
+      // The primary may die before it lets them out.
+      for frame in last.held { state.unconfirmed.add(frame, now: lx_monotonic_ns()) }
     }
     FaultPoints.pass(.loaded)
     peer.change(.firstCheckpoint)

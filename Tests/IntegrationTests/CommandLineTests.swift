@@ -102,6 +102,10 @@ extension Integration {
       Case(
         name: "pair with one disk", arguments: ["pair", "--kernel", "x", "--disk", "x"], status: 64,
         says: ["--secondary-disk"]),
+      Case(
+        name: "secondary with a machine of its own",
+        arguments: ["secondary", "--listen", ":0", "--key", "x", "--memory", "64M"], status: 64,
+        says: ["--memory", "primary's"]),
       Case(name: "restore of nothing", arguments: ["restore", "/nonexistent/s"], status: 66, says: ["/nonexistent/s"]),
     ]
 

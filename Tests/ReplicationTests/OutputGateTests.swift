@@ -57,6 +57,20 @@ import Testing
     #expect(gate.counters.checkpointed == 2)
   }
 
+  @Test func held_isTheNewestOfEndedEpochsThatHasNotLeft() {
+    let gate = wire.gate(.remus)
+    gate.protect()
+    _ = put(gate, 1)
+    _ = gate.cut()
+    gate.received(1)
+    for name in 2...4 { _ = put(gate, UInt8(name)) }
+    _ = gate.cut()
+    _ = put(gate, 5)
+    #expect(gate.held(frames: 10, bytes: 100).map(\.[0]) == [2, 3, 4])
+    #expect(gate.held(frames: 2, bytes: 100).map(\.[0]) == [3, 4])
+    #expect(gate.held(frames: 10, bytes: 7).map(\.[0]) == [3, 4], "3 bytes each")
+  }
+
   @Test func colo_equalOutputLeaves_inTheOrderOfItsFlow() throws {
     let gate = wire.gate(.colo)
     gate.protect()

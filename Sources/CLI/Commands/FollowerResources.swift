@@ -40,6 +40,9 @@ struct FollowerResources: Sendable {
     _ settings: MachineSettings, _ description: PairDescription, _ side: SecondarySide, _ next: Protection.Target?
   ) throws -> (MachineSettings, (Machine) -> (SecondarySide.Parts, Protection?)) {
     var settings = settings
+    if let lack = try kvm.hostProcessor().lacks(of: description.processor) {
+      throw Failure("the guest could not go on here: \(lack); use hosts with the same processors", .badData)
+    }
     guard description.disks.count == disks.count else {
       throw Failure(
         "the primary has \(description.disks.count) disks, this side \(disks.count); give as many", .badData)

@@ -55,6 +55,8 @@ struct PairDescription {
   /// The card's address; none without a card.
   var mac: [UInt8]
   var disks: [UInt64]
+  /// The primary's host's.
+  var processor: HostProcessor
 
   var encoded: [UInt8] {
     var out = StateWriter()
@@ -65,10 +67,15 @@ struct PairDescription {
     out.put(mac)
     out.put(UInt8(disks.count))
     for size in disks { out.put(size) }
+    out.put(processor.encoded)
     return out.bytes
   }
 
-  init(cpus: Int, memory: UInt64, mode: ReplicationMode, period: UInt64, mac: [UInt8], disks: [UInt64]) {
+  init(
+    cpus: Int, memory: UInt64, mode: ReplicationMode, period: UInt64, mac: [UInt8], disks: [UInt64],
+    processor: HostProcessor
+  ) {
+    self.processor = processor
     self.cpus = cpus
     self.memory = memory
     self.mode = mode
@@ -89,6 +96,7 @@ struct PairDescription {
     mac = try reader.get()
     disks = []
     for _ in 0..<(try reader.get(UInt8.self)) { disks.append(try reader.get()) }
+    processor = try HostProcessor(decoding: try reader.get())
     guard mac.isEmpty || mac.count == 6 else { throw .invalid("a card's address of \(mac.count) bytes") }
   }
 }

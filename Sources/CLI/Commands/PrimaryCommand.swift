@@ -80,7 +80,7 @@ struct PrimaryCommand: ParsableCommand {
     let description = PairDescription(
       cpus: settings.description.cpus, memory: settings.description.memory, mode: mode, period: options.period,
       mac: mac,
-      disks: disks.map(\.capacity))
+      disks: disks.map(\.capacity), processor: try KVMSystem().hostProcessor())
     let session = try guest.session(settings)
     // A guest that has ended is not to be taken over.
     defer { side.finish() }

@@ -17,9 +17,10 @@ public enum Message: Equatable, Sendable {
   /// Primary: pages of checkpoint `epoch`, coded by ``PageRun``.
   case pages(epoch: UInt64, run: [UInt8])
   /// Primary: the rest of checkpoint `epoch`, which ends here: machine state, and how many frames of input each card had
-  /// been given, and which sequence numbers are mapped (``SequenceMapper/encoded``). With the count of pages, so that none is
-  /// missed.
-  case checkpoint(epoch: UInt64, pages: UInt64, given: [UInt64], mappings: [UInt8], state: [UInt8])
+  /// been given, which sequence numbers are mapped (``SequenceMapper/encoded``), and what clients may see only after it
+  /// (``OutputGate/held(frames:bytes:)``). With the count of pages, so that none is missed.
+  case checkpoint(
+    epoch: UInt64, pages: UInt64, given: [UInt64], mappings: [UInt8], held: [[UInt8]], state: [UInt8])
   /// Secondary: it holds checkpoint `epoch` whole.
   case received(epoch: UInt64)
   /// Secondary: its machine stands on checkpoint `epoch`, which took so long.
@@ -100,12 +101,14 @@ extension Message {
     case .pages(let epoch, let run):
       out.put(epoch)
       out.put(run)
-    case .checkpoint(let epoch, let pages, let given, let mappings, let state):
+    case .checkpoint(let epoch, let pages, let given, let mappings, let held, let state):
       out.put(epoch)
       out.put(pages)
       out.put(UInt8(given.count))
       for count in given { out.put(count) }
       out.put(mappings)
+      out.put(UInt32(held.count))
+      for frame in held { out.put(frame) }
       out.put(state)
     case .received(let epoch): out.put(epoch)
     case .loaded(let epoch, let nanoseconds):
@@ -141,8 +144,11 @@ extension Message {
       let pages = try reader.get(UInt64.self)
       var given: [UInt64] = []
       for _ in 0..<(try reader.get(UInt8.self)) { given.append(try reader.get()) }
+      let mappings: [UInt8] = try reader.get()
+      var held: [[UInt8]] = []
+      for _ in 0..<(try reader.get(UInt32.self)) { held.append(try reader.get()) }
       self = .checkpoint(
-        epoch: epoch, pages: pages, given: given, mappings: try reader.get(), state: try reader.get())
+        epoch: epoch, pages: pages, given: given, mappings: mappings, held: held, state: try reader.get())
     case 8: self = .received(epoch: try reader.get())
     case 9: self = .loaded(epoch: try reader.get(), nanoseconds: try reader.get())
     case 10: self = .heartbeat(term: try reader.get(), sequence: try reader.get())

@@ -2,7 +2,7 @@ internal import CNettle
 
 /// The codes of one direction's records: UMAC-128 (RFC 4418), whose nonce is the record's number. Several times as fast as HMAC,
 /// which counts where every byte of a guest's output goes through it; a number must never have two records.
-struct RecordCode: ~Copyable {
+@safe struct RecordCode: ~Copyable {
   static let size = 16
   /// The key's tables, 1.3 KiB, used and changed by each call.
   private let context: UnsafeMutablePointer<umac128_ctx>
@@ -10,7 +10,7 @@ struct RecordCode: ~Copyable {
   /// - Parameter key: 16 bytes or more, of which the first 16 count.
   init(_ key: SharedKey) {
     unsafe context = .allocate(capacity: 1)
-    unsafe key.withBytes { unsafe umac128_set_key(context, $0) }
+    unsafe key.withBytes { unsafe mv_umac128_key(context, $0) }
   }
 
   deinit { unsafe context.deallocate() }

@@ -168,6 +168,22 @@ public final class OutputGate: Sendable {
     }
   }
 
+  /// What clients do not have yet of the epochs that have ended: its newest frames, so many at the most. A survivor repeats
+  /// them, because its guest takes them for sent.
+  public func held(frames: Int, bytes: Int) -> [[UInt8]] {
+    state.withLock { state in
+      var held: [[UInt8]] = []
+      var size = 0
+      for token in (state.oldest..<state.next).reversed()
+      where state[token].isHeld && state[token].facts.epoch < state.epoch {
+        size += state[token].bytes.count
+        if held.count == frames || size > bytes { break }
+        held.append(state[token].bytes)
+      }
+      return held.reversed()
+    }
+  }
+
   /// The epoch that has not ended.
   public var epoch: UInt64 { state.withLock { $0.epoch } }
 
