@@ -42,13 +42,16 @@ struct SecondaryCommand: ParsableCommand {
 
   @OptionGroup var faults: FaultOptions
 
+  func validate() throws {
+    guard machine.cpus == nil, machine.memory == nil else {
+      throw ValidationError("--cpus and --memory are the primary's; leave them out here")
+    }
+  }
+
   func run() throws {
     try FaultPoints.install(faults.fault)
     try child.apply()
     let key = try PairKey.read(key)
-    guard machine.cpus == nil, machine.memory == nil else {
-      throw ValidationError("--cpus and --memory are the primary's; leave them out here")
-    }
     var settings = try MachineSettings(machine, ConfigurationFile())
     let user = settings.user.take()
     let main = try MainLoop()
