@@ -36,7 +36,14 @@ public final class EventLoop: Sendable {
   /// What the control side wants, and what the loop has made of it: the loop alone changes the second.
   private struct Control {
     enum Wish { case run, park, stop }
-    enum State { case idle, running, parked, ended }
+    enum State {
+      case idle
+      /// Handlers may run.
+      case running
+      /// In epoll_wait: no handler runs before the wish has been looked at, so that parking it needs no wake-up.
+      case waiting
+      case parked, ended
+    }
     var wish = Wish.run
     var state = State.idle
   }
@@ -124,19 +131,19 @@ public final class EventLoop: Sendable {
   public func run() {
     var events = unsafe [epoll_event](repeating: epoll_event(), count: 64)
     var recent = Recent()
-    guard settle() else { return }
     while true {
+      wait()
       let count = unsafe events.withUnsafeMutableBufferPointer { buffer in
         unsafe lx_epoll_wait(epoll, buffer.baseAddress, CInt(buffer.count), -1)
       }
+      guard settle() else { return }
       // EINTR is the only error a valid epoll descriptor and buffer leave possible.
       guard count > 0 else { continue }
-      var woken = false
       var busy: (any EventHandler)?
       for index in 0..<Int(count) {
         let token = unsafe withUnsafePointer(to: events[index]) { unsafe lx_epoll_token($0) }
         guard token != UInt64.max else {
-          woken = true
+          _ = lx_eventfd_take(wake)
           continue
         }
         let registration = registrations.withLock { $0[Int(token & 0xffff_ffff)] }
@@ -145,7 +152,6 @@ public final class EventLoop: Sendable {
         unsafe handler.ready(tag: registration.tag, events: events[index].events)
         if handler.polls { busy = handler }
       }
-      if woken, lx_eventfd_take(wake) > 0, !settle() { return }
       if let busy { watch(busy, &recent) }
     }
   }
@@ -186,6 +192,15 @@ public final class EventLoop: Sendable {
     var skips = 0
   }
 
+  /// No handler runs from here on until ``settle()``; who waits for that is told.
+  private func wait() {
+    let isAwaited = control.withLock { control in
+      control.state = .waiting
+      return control.wish == .park
+    }
+    if isAwaited { lx_eventfd_signal(changed) }
+  }
+
   /// Does as wished, and stays here while parked; false when the loop is to end. The wish is looked at again after
   /// every wake-up: an unpark followed at once by another park is one wake-up.
   private func settle() -> Bool {
@@ -208,8 +223,11 @@ public final class EventLoop: Sendable {
 
   /// Has ``park()`` wait for less.
   public func beginParking() {
-    control.withLock { if $0.wish == .run { $0.wish = .park } }
-    lx_eventfd_signal(wake)
+    let isRunning = control.withLock { control in
+      if control.wish == .run { control.wish = .park }
+      return control.state == .running
+    }
+    if isRunning { lx_eventfd_signal(wake) }
   }
 
   /// Stops handling events and returns once no handler runs; before ``run()``, keeps it from starting. Not from the
@@ -225,8 +243,11 @@ public final class EventLoop: Sendable {
 
   /// Goes on after ``park()``.
   public func unpark() {
-    control.withLock { if $0.wish == .park { $0.wish = .run } }
-    lx_eventfd_signal(wake)
+    let isParked = control.withLock { control in
+      if control.wish == .park { control.wish = .run }
+      return control.state == .parked
+    }
+    if isParked { lx_eventfd_signal(wake) }
   }
 
   /// Ends ``run()`` after the handler that runs now, if any. From any thread.

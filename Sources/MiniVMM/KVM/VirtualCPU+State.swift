@@ -1,9 +1,11 @@
 internal import CKVM
+internal import Synchronization
 
 /// Saving and restoring. The order of the ioctls is part of the interface: each comment says what forces it.
 extension VirtualCPU {
   static let tscRegister: UInt32 = 0x10
   static let tscDeadlineRegister: UInt32 = 0x6e0
+  private static let tscAdjustRegister: UInt32 = 0x3b
   private static let wallClockRegister: UInt32 = 0x4b56_4d00
 
   /// The registers of `list` that belong to saved state and that KVM really reads.
@@ -36,9 +38,12 @@ extension VirtualCPU {
     state.lapic = try get(.getLAPIC, VCPUState.lapicSize)
     state.tscKHz = try tscFrequency()
     state.cpuid = try savedCPUID()
-    state.registers = try msrs(list[...]).map { VCPUState.Register(index: $0.index, value: $0.data) }
-    state.tsc = try guestTSC(hostTSC: hostTSC)
-    if let deadline = try msrs([Self.tscDeadlineRegister]).first?.data {
+    // The deadline with the others: each call costs as much as a hundred registers.
+    var values = try msrs((list + [Self.tscDeadlineRegister])[...])
+    let deadline = values.count > list.count ? values.removeLast().data : nil
+    state.registers = values.map { VCPUState.Register(index: $0.index, value: $0.data) }
+    state.tsc = try guestTSC(hostTSC: hostTSC, adjust: values.first { $0.index == Self.tscAdjustRegister }?.data)
+    if let deadline {
       // 0 with an armed timer: it has fired and its interrupt is on the way, seen by no other register. A deadline
       // in the past raises it again; a guest takes one timer interrupt too many easily, one too few never.
       state.tscDeadline = deadline == 0 && deadlineTimerIsArmed(state.lapic) ? max(1, state.tsc) : deadline
@@ -51,6 +56,7 @@ extension VirtualCPU {
   ///   - setsCPUID: whether the vCPU has never run; KVM refuses changes later.
   ///   - tsc: how to make its time stamp counter continue.
   func restore(_ state: VCPUState, setsCPUID: Bool, tsc: TSCRestore) throws(KVMError) {
+    knownOffset.withLock { $0 = nil }
     if setsCPUID { try setCPUID(Self.cpuidEntries(state.cpuid)) }
     try descriptor.setBytes(.setMPState, state.mpState)
     // Clears pending exceptions, so before the events.
@@ -112,8 +118,15 @@ extension VirtualCPU {
     case register(elapsed: UInt64)
   }
 
-  private func guestTSC(hostTSC: UInt64?) throws(KVMError) -> UInt64 {
-    if let hostTSC, let tscOffset { return hostTSC &+ tscOffset }
+  private func guestTSC(hostTSC: UInt64?, adjust: UInt64?) throws(KVMError) -> UInt64 {
+    // A host that tells its counter has a stable one, and changes offsets for nobody but the guest.
+    if let hostTSC, let adjust, let known = knownOffset.withLock({ $0 }), known.adjust == adjust {
+      return hostTSC &+ known.offset
+    }
+    if let hostTSC, let tscOffset {
+      if let adjust { knownOffset.withLock { $0 = (adjust, tscOffset) } }
+      return hostTSC &+ tscOffset
+    }
     return try msrs([Self.tscRegister]).first?.data ?? 0
   }
 

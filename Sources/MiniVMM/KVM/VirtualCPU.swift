@@ -12,6 +12,10 @@ internal import Synchronization
   let descriptor: Descriptor
   private let runSize: Int
   private let knownCPUID = Mutex<[UInt8]>([])
+  /// kHz; 0 while not known.
+  private let knownFrequency = Atomic<UInt32>(0)
+  /// The counter's offset, and the guest's TSC_ADJUST it goes with: whenever the guest changes one, KVM changes both.
+  let knownOffset = Mutex<(adjust: UInt64, offset: UInt64)?>(nil)
   private nonisolated(unsafe) let shared: UnsafeMutablePointer<kvm_run>
 
   init(_ machine: VirtualMachine, _ system: KVMSystem, index: Int) throws(KVMError) {
@@ -145,5 +149,17 @@ internal import Synchronization
   }
 
   /// kHz of the guest's time stamp counter.
-  func tscFrequency() throws(KVMError) -> UInt32 { UInt32(try descriptor.call(.getTSCkHz)) }
+  func tscFrequency() throws(KVMError) -> UInt32 {
+    let known = knownFrequency.load(ordering: .relaxed)
+    if known > 0 { return known }
+    let frequency = UInt32(try descriptor.call(.getTSCkHz))
+    knownFrequency.store(frequency, ordering: .relaxed)
+    return frequency
+  }
+
+  /// - Returns: 0, or -errno where KVM can't scale the counter.
+  func setTSCFrequency(_ kHz: UInt32) -> CInt {
+    knownFrequency.store(0, ordering: .relaxed)
+    return ckvm_ioctl(descriptor.raw, .setTSCkHz, UInt(kHz))
+  }
 }

@@ -25,6 +25,7 @@ extension Machine {
     }
     guard isRunning else { return PauseReport(vcpus: 0, devices: 0) }
     let start = lx_monotonic_ns()
+    pausedAt.store(start, ordering: .relaxed)
     control.ask(.pause)
     kick()
     // Both stop at the same time.
@@ -44,13 +45,18 @@ extension Machine {
       return true
     }
     guard isPaused else { return }
-    // Tells a guest with kvmclock that it was stopped, so that its watchdogs don't bark; EINVAL means it has none.
-    for vcpu in vcpus { _ = try? vcpu.descriptor.call(.kvmclockCtrl) }
+    // Tells a guest with kvmclock that it was stopped for long, so that its watchdogs don't bark; EINVAL means it has none.
+    if lx_monotonic_ns() - pausedAt.load(ordering: .relaxed) > Self.noticeablePause {
+      for vcpu in vcpus { _ = try? vcpu.descriptor.call(.kvmclockCtrl) }
+    }
     for device in devices { device.resume() }
     eventLoop.unpark()
     lastResumed.store(lx_monotonic_ns(), ordering: .relaxed)
     control.ask(.run)
   }
+
+  /// Nanoseconds; Linux's shortest watchdog (hung vCPU, soft lockup) takes seconds.
+  private static let noticeablePause: UInt64 = 100_000_000
 
   /// When the guest was let go on last, in monotonic nanoseconds: who asks for it may lose the processor to it.
   public var resumedAt: UInt64 { lastResumed.load(ordering: .relaxed) }

@@ -70,6 +70,8 @@ public final class Machine: Sendable {
   let control: RunControl
   let phase = Mutex(Phase.made)
   let lastResumed = Atomic<UInt64>(0)
+  /// When it was paused last; 0 for a machine that was never, such as a restored one.
+  let pausedAt = Atomic<UInt64>(0)
   private let loops: [RunLoop]
   private let threadStarted: @Sendable (SeccompFilters.ThreadKind) -> Void
   private let threads: ThreadTable

@@ -136,7 +136,7 @@ extension VirtualCPU {
       let here = try tscFrequency()
       let difference = saved > here ? saved - here : here - saved
       if UInt64(difference) * 1_000_000 <= UInt64(here) * 250 { return }
-      if ckvm_ioctl(descriptor.raw, .setTSCkHz, UInt(saved)) >= 0 { return }
+      if setTSCFrequency(saved) >= 0 { return }
       throw KVMError.tscFrequency(saved: saved, here: here)
     } catch { throw .kvm(error) }
   }
