@@ -186,11 +186,14 @@ public final class PairBackend: FrameBackend {
         // Again after each `full`, from the guest's buffers.
         if state.mapper.count > 0 { _ = unsafe Self.map(whole, .outgoing, &state.mapper) }
         let bytes = UnsafeRawBufferPointer(whole)
-        switch unsafe gate.put(bytes, flow: FrameFlow.key(bytes), inputGiven: state.forwards ? state.given : 0) {
+        let parsed = unsafe bytes.withMemoryRebound(to: UInt8.self) { bytes in
+          unsafe Frame(Span(_unsafeElements: UnsafeBufferPointer(rebasing: bytes[min(NetHeader.size, bytes.count)...])))
+        }
+        switch unsafe gate.put(bytes, flow: parsed.key, inputGiven: state.forwards ? state.given : 0) {
         case .admitted(let token):
           state.waits = false
           if state.forwards {
-            if unsafe FrameFlow.beginsConnection(bytes) { unsafe state.traffic.started(bytes) }
+            if parsed.kind == .tcp, parsed.flags.contains(.syn) { unsafe state.traffic.started(bytes) }
             unsafe state.traffic.output(token, bytes)
           }
           return .sent
@@ -253,46 +256,4 @@ public final class PairBackend: FrameBackend {
 /// The virtio-net header in front of every frame.
 enum NetHeader {
   static let size = 12
-}
-
-/// Which flow a frame belongs to: frames of one flow must leave in their order, those of others need not wait.
-enum FrameFlow {
-  /// Whether a frame is a TCP SYN.
-  /// - Parameter frame: with its virtio-net header.
-  static func beginsConnection(_ frame: UnsafeRawBufferPointer) -> Bool {
-    unsafe UnsafeRawBufferPointer(rebasing: frame[min(NetHeader.size, frame.count)...]).withMemoryRebound(
-      to: UInt8.self
-    ) {
-      let frame = unsafe Frame(Span(_unsafeElements: $0))
-      return frame.kind == .tcp && frame.flags.contains(.syn)
-    }
-  }
-
-  /// A hash of addresses, protocol and ports; frames that aren't TCP or UDP without fragments share one flow a protocol.
-  /// - Parameter frame: with its virtio-net header.
-  static func key(_ frame: UnsafeRawBufferPointer) -> UInt64 {
-    let ethernet = NetHeader.size
-    guard frame.count >= ethernet + 14 else { return 0 }
-    func byte(_ offset: Int) -> UInt64 { offset < frame.count ? UInt64(unsafe frame[offset]) : 0 }
-    let type = byte(ethernet + 12) << 8 | byte(ethernet + 13)
-    let ip = ethernet + 14
-    var hash: UInt64 = 0xcbf2_9ce4_8422_2325 ^ type
-    func add(_ range: Range<Int>) { for index in range { hash = (hash ^ byte(index)) &* 0x100_0000_01b3 } }
-    switch type {
-    case 0x0800:
-      let header = Int(byte(ip) & 15) * 4
-      let fragment = (byte(ip + 6) & 0x3f) << 8 | byte(ip + 7)
-      let proto = byte(ip + 9)
-      add(ip + 9..<ip + 10)
-      add(ip + 12..<ip + 20)
-      if fragment == 0, proto == 6 || proto == 17 { add(ip + header..<ip + header + 4) }
-    case 0x86dd:
-      let proto = byte(ip + 6)
-      add(ip + 6..<ip + 7)
-      add(ip + 8..<ip + 40)
-      if proto == 6 || proto == 17 { add(ip + 40..<ip + 44) }
-    default: break
-    }
-    return hash
-  }
 }

@@ -25,6 +25,11 @@ public struct FlowKey: Hashable, Sendable {
   /// The VLAN of an 802.1Q tag, 0 for none.
   public var vlan: UInt16
 
+  /// That of frames that belong to no conversation.
+  public static let none = FlowKey(
+    source: .init(high: 0, low: 0), destination: .init(high: 0, low: 0), sourcePort: 0, destinationPort: 0, proto: 0,
+    version: 0, vlan: 0)
+
   /// The key of frames in the other direction. Only TCP and UDP have one.
   public var reversed: FlowKey {
     var key = self

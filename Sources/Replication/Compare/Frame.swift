@@ -24,9 +24,7 @@ public struct Frame: Equatable, Sendable {
 
   public private(set) var kind = Kind.whole
   /// Of `tcp` and `datagram`; zero otherwise.
-  public private(set) var key = FlowKey(
-    source: .init(high: 0, low: 0), destination: .init(high: 0, low: 0), sourcePort: 0, destinationPort: 0, proto: 0,
-    version: 0, vlan: 0)
+  public private(set) var key = FlowKey.none
   /// Where the compared bytes are, in bytes from the start of the frame. Padding after the IP packet is outside.
   public private(set) var payload: Range<Int>
   /// Where the header after IP begins, in bytes from the start of the frame.

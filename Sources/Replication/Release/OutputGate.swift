@@ -8,15 +8,18 @@ public enum CheckpointCause: String, Sendable, CaseIterable {
 /// What the primary's guest has sent and clients may not see yet. From any thread; frames leave in their flow's order.
 ///
 /// Frames lie in a ring in the order of their tokens, each linked to the next of its flow. What becomes known of the
-/// secondary concerns the oldest frames or certain ones, so that no call walks over all that wait, save when the host side
-/// was full.
+/// secondary concerns the oldest frames or certain ones, so that no call walks over all that wait.
+///
+/// Whoever learns that frames may leave sends them, without the lock under which that is decided; who comes while somebody
+/// sends leaves its own to them.
 public final class OutputGate: Sendable {
   private static let none = UInt64.max
+  private static let spareFrames = 256
 
   /// A frame in the gate. Its place is used again, bytes included.
   private struct Held {
     var facts = OutputFacts(epoch: 0, inputGiven: 0)
-    var flow: UInt64 = 0
+    var flow = FlowKey.none
     /// The next frame of the flow, by its token.
     var next = OutputGate.none
     var since: UInt64 = 0
@@ -29,6 +32,12 @@ public final class OutputGate: Sendable {
     var last: UInt64
   }
 
+  /// Taken out of ``State/leaving``; those from `first` on are still to be sent.
+  private struct Outgoing {
+    var frames: [[UInt8]] = []
+    var first = 0
+  }
+
   private struct State {
     var epoch: UInt64 = 1
     var secondary = SecondaryProgress()
@@ -39,13 +48,15 @@ public final class OutputGate: Sendable {
     /// The oldest token that may still be held, and the next to be given.
     var oldest: UInt64 = 0
     var next: UInt64 = 0
-    var flows: [UInt64: Flow] = [:]
+    var flows: [FlowKey: Flow] = [:]
+    /// May leave, and has not yet: in this order.
+    var leaving: [[UInt8]] = []
+    /// Memory of frames that have left.
+    var spare: [[UInt8]] = []
     var heldFrames = 0
     var heldBytes = 0
     /// Tokens below these have been looked at since the secondary said so much.
     var looked: UInt64 = 0
-    /// The host side had no room.
-    var isStalled = false
     var counters = Counters()
 
     subscript(_ token: UInt64) -> Held {
@@ -74,10 +85,18 @@ public final class OutputGate: Sendable {
   private let clock: @Sendable () -> UInt64
   private let send: @Sendable ([UInt8]) -> Bool
   private let state: Mutex<State>
+  /// Held by whoever sends.
+  private let wire = Mutex(Outgoing())
+  /// Frames that may leave and have not been sent, and their bytes.
+  private let unsentFrames = Atomic(0)
+  private let unsentBytes = Atomic(0)
+  /// The host side had no room.
+  private let isStalled = Atomic(false)
+  private let isFenced = Atomic(false)
 
   /// - Parameters:
   ///   - clock: monotonic nanoseconds.
-  ///   - send: lets a frame out; false when the host side is full for now. Called with the gate's lock held.
+  ///   - send: lets a frame out; false when the host side is full for now. Called by one thread at a time.
   public init(
     mode: ReplicationMode, frameLimit: Int = 4096, byteLimit: Int = 64 << 20,
     clock: @escaping @Sendable () -> UInt64, send: @escaping @Sendable ([UInt8]) -> Bool
@@ -101,10 +120,11 @@ public final class OutputGate: Sendable {
   }
 
   /// A frame of the guest's, with its virtio-net header, sent after `inputGiven` frames of input.
-  public func put(_ bytes: UnsafeRawBufferPointer, flow: UInt64, inputGiven: UInt64) -> Admission {
-    state.withLock { state in
-      guard !state.isFenced else { return .admitted(token: state.next) }
-      guard state.heldFrames < frameLimit, state.heldBytes + bytes.count <= byteLimit,
+  public func put(_ bytes: UnsafeRawBufferPointer, flow: FlowKey, inputGiven: UInt64) -> Admission {
+    let admission: Admission = state.withLock { state in
+      guard !isFenced.load(ordering: .relaxed) else { return .admitted(token: state.next) }
+      guard state.heldFrames + unsentFrames.load(ordering: .relaxed) < frameLimit,
+        state.heldBytes + unsentBytes.load(ordering: .relaxed) + bytes.count <= byteLimit,
         state.next - state.oldest < UInt64(state.ring.count)
       else {
         state.counters.refused += 1
@@ -117,8 +137,9 @@ public final class OutputGate: Sendable {
       state[token].next = Self.none
       state[token].since = clock()
       state[token].isHeld = true
-      state[token].bytes.removeAll(keepingCapacity: true)
-      unsafe state[token].bytes.append(contentsOf: bytes)
+      var memory = state.spare.popLast() ?? []
+      unsafe memory.append(contentsOf: bytes)
+      state[token].bytes = memory
       state.heldFrames += 1
       state.heldBytes += bytes.count
       if let known = state.flows[flow] {
@@ -130,6 +151,8 @@ public final class OutputGate: Sendable {
       if !state.isProtected || mode == .none { release(flow: flow, &state) }
       return .admitted(token: token)
     }
+    sendLeaving()
+    return admission
   }
 
   /// Output is held from here on: a secondary is there, which has no input yet.
@@ -145,19 +168,24 @@ public final class OutputGate: Sendable {
   public func unprotect() {
     state.withLock { state in
       state.isProtected = false
-      releaseAll(&state)
+      for token in state.oldest..<state.next { release(token, &state) }
+      retire(&state)
     }
+    sendLeaving()
   }
 
-  /// Another serves the clients: what is held is thrown away, and nothing leaves any more.
+  /// Another serves the clients: what is held is thrown away, and once this returns nothing leaves any more.
   public func fence() {
+    isFenced.store(true, ordering: .sequentiallyConsistent)
     state.withLock { state in
-      state.isFenced = true
       state.ring = [Held](repeating: Held(), count: 2)
       state.flows = [:]
+      state.leaving = []
       state.oldest = state.next
       (state.heldFrames, state.heldBytes) = (0, 0)
     }
+    // Whoever sends is at its last frame.
+    wire.withLock { $0 = Outgoing() }
   }
 
   /// Ends the epoch; returns it. The guest stands still.
@@ -198,6 +226,7 @@ public final class OutputGate: Sendable {
       }
       retire(&state)
     }
+    sendLeaving()
   }
 
   /// The secondary has the first `count` frames of input.
@@ -213,6 +242,7 @@ public final class OutputGate: Sendable {
       state.looked = token
       retire(&state)
     }
+    sendLeaving()
   }
 
   /// The comparison of frames has ended.
@@ -224,13 +254,14 @@ public final class OutputGate: Sendable {
       }
       retire(&state)
     }
+    sendLeaving()
   }
 
   /// Tries again what the host side had no room for.
   public func retry() {
-    state.withLock { state in
-      if state.isStalled { releaseAll(&state) }
-    }
+    guard isStalled.load(ordering: .relaxed) else { return }
+    isStalled.store(false, ordering: .relaxed)
+    sendLeaving()
   }
 
   public var counters: Counters { state.withLock { $0.counters } }
@@ -239,7 +270,10 @@ public final class OutputGate: Sendable {
     state.withLock { state in
       retire(&state)
       let oldest = state.oldest < state.next ? clock() - min(state[state.oldest].since, clock()) : 0
-      return (state.heldFrames, state.heldBytes, oldest)
+      return (
+        state.heldFrames + unsentFrames.load(ordering: .relaxed), state.heldBytes + unsentBytes.load(ordering: .relaxed),
+        oldest
+      )
     }
   }
 
@@ -249,29 +283,21 @@ public final class OutputGate: Sendable {
     release(flow: state[token].flow, &state)
   }
 
-  private func releaseAll(_ state: inout State) {
-    state.isStalled = false
-    for token in state.oldest..<state.next { release(token, &state) }
-    retire(&state)
-  }
-
-  /// Lets out the first frames of a flow, up to one that may not leave yet.
-  private func release(flow: UInt64, _ state: inout State) {
-    guard var known = state.flows[flow], !state.isFenced else { return }
+  /// Has the first frames of a flow leave, up to one that may not yet.
+  private func release(flow: FlowKey, _ state: inout State) {
+    guard var known = state.flows[flow] else { return }
     let mode = state.isProtected ? mode : .none
     let now = clock()
     while ReleasePolicy.verdict(state[known.first].facts, mode: mode, secondary: state.secondary) == .release {
       let token = known.first
-      guard send(state[token].bytes) else {
-        state.isStalled = true
-        break
-      }
-      left(state[token].facts, heldFor: now - min(state[token].since, now), mode, &state)
+      count(state[token].facts, heldFor: now - min(state[token].since, now), mode, &state)
       state[token].isHeld = false
       state.heldFrames -= 1
       state.heldBytes -= state[token].bytes.count
-      // Large ones give their memory back.
-      if state[token].bytes.capacity > 4096 { state[token].bytes = [] }
+      unsentFrames.wrappingAdd(1, ordering: .relaxed)
+      unsentBytes.wrappingAdd(state[token].bytes.count, ordering: .relaxed)
+      state.leaving.append(state[token].bytes)
+      state[token].bytes = []
       known.first = state[token].next
       if known.first == Self.none {
         state.flows[flow] = nil
@@ -282,12 +308,45 @@ public final class OutputGate: Sendable {
     if state.oldest + 1 == state.next { retire(&state) }
   }
 
+  /// Sends what may leave, unless somebody else is at it, who then sends this as well.
+  private func sendLeaving() {
+    while unsentFrames.load(ordering: .acquiring) > 0, !isStalled.load(ordering: .relaxed),
+      !isFenced.load(ordering: .relaxed)
+    {
+      guard wire.withLockIfAvailable({ sendAll(&$0) }) != nil else { return }
+    }
+  }
+
+  private func sendAll(_ outgoing: inout Outgoing) {
+    if outgoing.first == outgoing.frames.count {
+      state.withLock { state in
+        for index in outgoing.frames.indices where state.spare.count < Self.spareFrames {
+          var memory: [UInt8] = []
+          swap(&memory, &outgoing.frames[index])
+          // Large ones give their memory back.
+          guard memory.capacity <= 4096 else { continue }
+          memory.removeAll(keepingCapacity: true)
+          state.spare.append(memory)
+        }
+        outgoing.frames.removeAll(keepingCapacity: true)
+        swap(&outgoing.frames, &state.leaving)
+      }
+      outgoing.first = 0
+    }
+    while outgoing.first < outgoing.frames.count, !isFenced.load(ordering: .sequentiallyConsistent) {
+      guard send(outgoing.frames[outgoing.first]) else { return isStalled.store(true, ordering: .relaxed) }
+      unsentFrames.wrappingSubtract(1, ordering: .relaxed)
+      unsentBytes.wrappingSubtract(outgoing.frames[outgoing.first].count, ordering: .relaxed)
+      outgoing.first += 1
+    }
+  }
+
   /// Gives back the places of the oldest frames that have left.
   private func retire(_ state: inout State) {
     while state.oldest < state.next, !state[state.oldest].isHeld { state.oldest += 1 }
   }
 
-  private func left(_ facts: OutputFacts, heldFor time: UInt64, _ mode: ReplicationMode, _ state: inout State) {
+  private func count(_ facts: OutputFacts, heldFor time: UInt64, _ mode: ReplicationMode, _ state: inout State) {
     if mode == .none {
       state.counters.atOnce += 1
     } else if facts.epoch <= state.secondary.received {
