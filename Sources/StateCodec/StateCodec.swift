@@ -40,13 +40,18 @@ private func sectionName(_ tag: UInt32) -> String {
 
 /// Appends fields to a growing byte array.
 public struct StateWriter: Sendable {
-  public private(set) var bytes: [UInt8] = []
+  public internal(set) var bytes: [UInt8] = []
 
   public init() {}
 
+  // Specialised by its callers: it is called for every field of every message.
+  @inlinable
   public mutating func put<T: FixedWidthInteger>(_ value: T) {
-    unsafe withUnsafeBytes(of: value.littleEndian) { unsafe bytes.append(contentsOf: $0) }
+    unsafe withUnsafeBytes(of: value.littleEndian) { unsafe append($0) }
   }
+
+  @usableFromInline
+  mutating func append(_ value: UnsafeRawBufferPointer) { unsafe bytes.append(contentsOf: value) }
 
   public mutating func put(_ value: Bool) { put(UInt8(value ? 1 : 0)) }
 
@@ -70,8 +75,8 @@ public struct StateWriter: Sendable {
 
 /// Reads fields in the order they were written; every length is checked against what is there before use.
 public struct StateReader: Sendable {
-  private let bytes: ArraySlice<UInt8>
-  private var position: Int
+  @usableFromInline let bytes: ArraySlice<UInt8>
+  @usableFromInline var position: Int
 
   public init(_ bytes: [UInt8]) {
     self.init(slice: bytes[...])
@@ -84,12 +89,13 @@ public struct StateReader: Sendable {
 
   public var remaining: Int { bytes.endIndex - position }
 
+  @inlinable
   public mutating func get<T: FixedWidthInteger>(_ type: T.Type = T.self) throws(StateError) -> T {
     let size = T.bitWidth / 8
     guard remaining >= size else { throw .truncated }
     var value: T = 0
     for index in (0..<size).reversed() {
-      value = (size == 1 ? 0 : value << 8) | T(truncatingIfNeeded: bytes[position + index])
+      value = (size == 1 ? 0 : value &<< 8) | T(truncatingIfNeeded: bytes[position + index])
     }
     position += size
     return value
