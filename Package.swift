@@ -47,7 +47,8 @@ let package = Package(
       name: "MiniVMM", dependencies: ["Devices", "GuestMemory", "StateCodec", "CKVM", "CLinux", "CElf", "CSeccomp"],
       path: "Sources/MiniVMM", swiftSettings: settings),
     .target(
-      name: "Pair", dependencies: ["Replication", "MiniVMM", "Devices", "GuestMemory", "CLinux"], path: "Sources/Pair",
+      name: "Pair", dependencies: ["Replication", "MiniVMM", "Devices", "GuestMemory", "VirtioLayout", "CLinux"],
+      path: "Sources/Pair",
       swiftSettings: settings),
     .executableTarget(
       name: "CLI",
@@ -78,7 +79,10 @@ let package = Package(
       dependencies: ["MiniVMM", "Devices", "GuestMemory", "StateCodec", "CLinux", "CKVM", "Harness"],
       path: "Tests/MiniVMMTests", swiftSettings: settings),
     .testTarget(
-      name: "PairTests", dependencies: ["Pair", "Replication", "MiniVMM", "Devices", "GuestMemory", "CLinux"],
+      name: "PairTests",
+      dependencies: [
+        "Pair", "Replication", "MiniVMM", "Devices", "GuestMemory", "StateCodec", "VirtioLayout", "CLinux",
+      ],
       path: "Tests/PairTests", swiftSettings: settings),
     .testTarget(
       name: "ReplicationTests",

@@ -53,6 +53,10 @@ public final class PairBackend: FrameBackend {
     var given: UInt64 = 0
     /// The gate was full: the card waits for room.
     var waits = false
+    /// Of a guest whose output may leave early.
+    var sources: ReplySources?
+    /// After a takeover: what clients were told before.
+    var early: EarlyWatch?
     var scratch: [UInt8] = []
   }
 
@@ -79,6 +83,11 @@ public final class PairBackend: FrameBackend {
 
   // MARK: Control
 
+  /// What the guest says of its replies counts from here on: it may go early what `pages` show to be with the secondary.
+  func useSources(_ memory: GuestMemory, _ registers: PairRegisters, _ pages: SourcePages) {
+    state.withLock { $0.sources = ReplySources(memory, registers, pages) }
+  }
+
   /// Input is numbered from 1 and told to the secondary from here on. The machine stands still.
   public func beginForwarding() {
     state.withLock { state in
@@ -94,9 +103,10 @@ public final class PairBackend: FrameBackend {
 
   /// A secondary that takes over: from now on the tap is its wire, and `traffic` is told of what passes. What is left in the
   /// log comes first.
-  public func serve(_ traffic: any PairTraffic) {
+  public func serve(_ traffic: any PairTraffic, early: EarlyWatch? = nil) {
     state.withLock { state in
       guard state.side == .following else { return }
+      state.early = early
       state.side = .serving
       state.traffic = traffic
       state.mapper.failOver()
@@ -183,13 +193,25 @@ public final class PairBackend: FrameBackend {
           unsafe follow(whole, &state)
           return .sent
         }
+        let bytes = UnsafeRawBufferPointer(whole)
+        // As the guest numbers it.
+        let own = unsafe Self.parse(bytes)
+        let since =
+          state.forwards && whole.count > NetHeader.size
+          ? unsafe state.sources?.synchronisedBy(own, UnsafeRawBufferPointer(rebasing: bytes[NetHeader.size...])) : nil
         // Again after each `full`, from the guest's buffers.
         if state.mapper.count > 0 { _ = unsafe Self.map(whole, .outgoing, &state.mapper) }
-        let bytes = UnsafeRawBufferPointer(whole)
-        let parsed = unsafe bytes.withMemoryRebound(to: UInt8.self) { bytes in
-          unsafe Frame(Span(_unsafeElements: UnsafeBufferPointer(rebasing: bytes[min(NetHeader.size, bytes.count)...])))
+        let parsed = state.mapper.count > 0 ? unsafe Self.parse(bytes) : own
+        switch unsafe state.early?.outgoing(bytes, parsed) ?? .pass {
+        case .pass: break
+        case .drop: return .sent
+        case .replace(let reset):
+          _ = TapOutput.send(reset, to: tap)
+          return .sent
         }
-        switch unsafe gate.put(bytes, flow: parsed.key, inputGiven: state.forwards ? state.given : 0) {
+        switch unsafe gate.put(
+          bytes, flow: parsed.key, inputGiven: state.forwards ? state.given : 0, synchronisedBy: since)
+        {
         case .admitted(let token):
           state.waits = false
           if state.forwards {
@@ -212,7 +234,7 @@ public final class PairBackend: FrameBackend {
       gate.retry()
       var count = unsafe log.next(into: buffer)
       if count == 0, state.side == .serving {
-        count = unsafe tap.receive(into: buffer)
+        count = unsafe fromTap(buffer, state.early)
         if count > 0, state.forwards {
           state.given += 1
           unsafe state.traffic.input(state.given, UnsafeRawBufferPointer(rebasing: buffer[..<count]))
@@ -224,6 +246,26 @@ public final class PairBackend: FrameBackend {
         _ = unsafe Self.map(UnsafeMutableRawBufferPointer(rebasing: buffer[..<count]), .incoming, &state.mapper)
       }
       return count
+    }
+  }
+
+  /// The next frame from the wire that is for the guest.
+  private func fromTap(_ buffer: UnsafeMutableRawBufferPointer, _ early: EarlyWatch?) -> Int {
+    while true {
+      let count = unsafe tap.receive(into: buffer)
+      guard count > NetHeader.size, let early else { return count }
+      let frame = unsafe UnsafeRawBufferPointer(rebasing: buffer[..<count])
+      switch unsafe early.incoming(frame, Self.parse(frame)) {
+      case .pass: return count
+      case .drop: continue
+      case .replace(let reset): _ = TapOutput.send(reset, to: tap)
+      }
+    }
+  }
+
+  private static func parse(_ frame: UnsafeRawBufferPointer) -> Frame {
+    unsafe frame.withMemoryRebound(to: UInt8.self) { bytes in
+      unsafe Frame(Span(_unsafeElements: UnsafeBufferPointer(rebasing: bytes[min(NetHeader.size, bytes.count)...])))
     }
   }
 

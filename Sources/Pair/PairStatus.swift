@@ -43,6 +43,9 @@ public struct PairStatus: Codable, Equatable, Sendable {
     public var atOnce: UInt64
     public var equal: UInt64
     public var checkpointed: UInt64
+    /// Let out before the secondary had said as much, and flows in which it then said something else.
+    public var early: UInt64
+    public var contradicted: UInt64
     /// Times that the gate was full.
     public var refused: UInt64
     /// How long frames that did not leave at once were held.
@@ -57,8 +60,10 @@ public struct PairStatus: Codable, Equatable, Sendable {
       atOnce = counters.atOnce
       equal = counters.equal
       checkpointed = counters.checkpointed
+      early = counters.early
+      contradicted = counters.contradicted
       refused = counters.refused
-      let waited = counters.equal + counters.checkpointed
+      let waited = counters.equal + counters.checkpointed + counters.early
       meanMicroseconds = waited == 0 ? 0 : PairStatus.microseconds(counters.heldTime / waited)
       longestMicroseconds = PairStatus.microseconds(counters.longestHeld)
     }

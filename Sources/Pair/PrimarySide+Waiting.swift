@@ -19,13 +19,13 @@ extension PrimarySide {
         patience.shorten()
         return .period
       }
-      if options.mode == .colo, isSilent(now, since: last, patience) {
+      if options.mode.compares, isSilent(now, since: last, patience) {
         patience.lengthen()
         return .silence
       }
       // Silence is looked for often enough; otherwise only the period matters.
       let left = CInt((options.period - (now - last)) / 1_000_000) + 1
-      HostThread.waitReadable(wake, timeoutMilliseconds: options.mode == .colo ? min(left, 10) : left)
+      HostThread.waitReadable(wake, timeoutMilliseconds: options.mode.compares ? min(left, 10) : left)
       _ = lx_eventfd_take(wake)
     }
   }

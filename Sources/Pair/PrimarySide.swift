@@ -1,10 +1,11 @@
 internal import CLinux
 public import Devices
 internal import Glibc
-internal import GuestMemory
+public import GuestMemory
 public import MiniVMM
 public import Replication
 internal import Synchronization
+internal import VirtioLayout
 
 /// The serving side of a pair: takes checkpoints, tells input and disk changes, and lets output out by the rule.
 ///
@@ -54,6 +55,9 @@ public final class PrimarySide: PairTraffic {
   let state = Mutex(State())
   let peer: PeerWatch
   let meter = PairMeter()
+  private let early = EarlyTelling()
+  /// What checkpoints hold of what replies are made of; none where output does not leave early.
+  private let sourcePages = Mutex<SourcePages?>(nil)
   public let turn = MachineTurn()
   private let receivingEnded = Atomic(false)
   /// Bytes of input after which a checkpoint is taken: a quarter of what a secondary keeps.
@@ -68,7 +72,7 @@ public final class PrimarySide: PairTraffic {
     wake = lx_eventfd(0)
     guard wake >= 0 else { throw HostError(operation: "eventfd", errno: -wake) }
     gate = OutputGate(
-      mode: options.mode, clock: { lx_monotonic_ns() },
+      mode: options.mode, clock: { lx_monotonic_ns() }, tell: { [early] leaving in early.tell(leaving) },
       send: { frame in
         tap.map { tap in TapOutput.send(frame, to: tap) } ?? true
       })
@@ -92,11 +96,21 @@ public final class PrimarySide: PairTraffic {
     lx_eventfd_signal(wake)
   }
 
+  /// In a mode in which output may leave early: offers the guest to say what its replies are made of. Before the guest starts, or
+  /// goes on.
+  public func offerSources(_ memory: GuestMemory, _ registers: PairRegisters, _ backend: PairBackend?) {
+    guard options.mode == .coloPlusPlus else { return }
+    let pages = SourcePages(memory)
+    sourcePages.withLock { $0 = pages }
+    registers.offer(PairFeature.sources)
+    backend?.useSources(memory, registers, pages)
+  }
+
   // MARK: PairTraffic, device thread
 
   public func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {
     guard let channel = state.withLock({ $0.channel }) else { return }
-    if options.mode == .colo, frame.count > 12 {
+    if options.mode.compares, frame.count > 12 {
       let bytes = unsafe UnsafeRawBufferPointer(rebasing: frame[12...])
       comparison.withLock { comparison in
         unsafe bytes.withMemoryRebound(to: UInt8.self) {
@@ -116,7 +130,7 @@ public final class PrimarySide: PairTraffic {
   }
 
   public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer) {
-    guard options.mode == .colo, let token, frame.count > 12 else { return }
+    guard options.mode.compares, let token, frame.count > 12 else { return }
     let bytes = unsafe UnsafeRawBufferPointer(rebasing: frame[12...])
     compare { comparison in
       unsafe bytes.withMemoryRebound(to: UInt8.self) {
@@ -126,7 +140,7 @@ public final class PrimarySide: PairTraffic {
   }
 
   public func started(_ frame: UnsafeRawBufferPointer) {
-    guard options.mode == .colo, let channel = state.withLock({ $0.channel }) else { return }
+    guard options.mode.compares, let channel = state.withLock({ $0.channel }) else { return }
     do throws(ChannelError) {
       unsafe try channel.post(.started, card: 0, number: gate.epoch, frame: frame)
     } catch { channel.abandon() }
@@ -147,7 +161,9 @@ public final class PrimarySide: PairTraffic {
     }
     switch outcome {
     case .consistent: break
-    case .mismatch: requestCheckpoint(.mismatch)
+    case .mismatch(let mismatch):
+      gate.contradict(mismatch.flow)
+      requestCheckpoint(.mismatch)
     case .overflow: requestCheckpoint(.queueFull)
     }
   }
@@ -169,6 +185,7 @@ public final class PrimarySide: PairTraffic {
       state.isProtecting = true
     }
     defer { state.withLock { $0.isProtecting = false } }
+    early.begin(channel)
     FaultPoints.use(channel)
     peer.begin(channel)
     receivingEnded.store(false, ordering: .releasing)
@@ -188,6 +205,7 @@ public final class PrimarySide: PairTraffic {
     // Whatever waited may go: there is nobody left who could contradict it.
     for disk in disks { disk.mirror(to: nil) }
     backend?.endForwarding()
+    early.end()
     gate.unprotect()
     backend?.roomMade()
     state.withLock { $0.channel = nil }
@@ -218,6 +236,8 @@ public final class PrimarySide: PairTraffic {
     _ machine: Machine, _ backend: PairBackend?, _ disks: [MirroredDisk], _ channel: Channel
   ) -> String {
     let stage = PageStage()
+    let sources = sourcePages.withLock { $0 }
+    sources?.removeAll()
     var dirty = PageSet(count: machine.memory.pageCount)
     var first = true
     var last = lx_monotonic_ns()
@@ -242,6 +262,7 @@ public final class PrimarySide: PairTraffic {
             backend?.beginForwarding()
             gate.protect()
           }
+          sources?.cut(epoch, changed: stage.pages)
           comparison.withLock { comparison in
             comparison.comparator.checkpoint()
             comparison.base = epoch
@@ -256,6 +277,7 @@ public final class PrimarySide: PairTraffic {
         FaultPoints.pass(.resumed)
         last = lx_monotonic_ns()
         inputBytes.store(0, ordering: .relaxed)
+        sources?.update(stage, epoch: epoch)
         let resumed = machine.resumedAt
         meter.tookCheckpoint(epoch, cause, pause: (resumed > began ? resumed : last) - began, pages: stage.pages.count)
         try send(stage, epoch, saved.encoded, first ? [0] : given, mappings, sent, channel)
@@ -327,7 +349,7 @@ public final class PrimarySide: PairTraffic {
           meter.inputAcknowledged(count)
           gate.inputAcknowledged(count)
         case .output(_, let base, let frame):
-          guard options.mode == .colo, frame.count > 12 else { continue }
+          guard options.mode.compares, frame.count > 12 else { continue }
           compare { comparison in
             // The rest comes from before the secondary's load of the newest checkpoint.
             guard base == comparison.base else { return .consistent }
@@ -355,8 +377,10 @@ public final class PrimarySide: PairTraffic {
           peer.arrived()
           if peer.change(.laterTerm(term))?.to == .fenced { throw ChannelError.closed }
         case .farewell: throw ChannelError.closed
-        case .configuration, .input, .disk, .pages, .checkpoint, .started, .takeOver: throw ChannelError.notAuthentic
+        case .configuration, .input, .disk, .pages, .checkpoint, .started, .takeOver, .early:
+          throw ChannelError.notAuthentic
         }
+        gate.retry()
         backend?.roomMade()
       }
     } catch {

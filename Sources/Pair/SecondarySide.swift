@@ -74,6 +74,7 @@ public final class SecondarySide: PairTraffic {
   let state = Mutex(State())
   let peer: PeerWatch
   let meter = PairMeter()
+  public let early = EarlyWatch()
   public let turn = MachineTurn()
   private let loader = Mutex<HostThread?>(nil)
 
@@ -94,8 +95,9 @@ public final class SecondarySide: PairTraffic {
   public func flush() { state.withLock({ $0.channel })?.flush() }
 
   public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer) {
-    guard mode == .colo else { return }
+    guard mode.compares else { return }
     let copy = unsafe Array(frame)
+    if mode == .coloPlusPlus { early.said(copy) }
     let (channel, loaded) = state.withLock { state in
       state.unconfirmed.add(copy, now: lx_monotonic_ns())
       return (state.channel, state.loaded)
@@ -112,6 +114,7 @@ public final class SecondarySide: PairTraffic {
   /// - Parameter make: makes the machine that the primary describes.
   public func follow(_ channel: Channel, make: ([UInt8]) throws -> Parts) -> Ending {
     state.withLock { $0.channel = channel }
+    early.begin(channel)
     FaultPoints.use(channel)
     peer.begin(channel)
     try? channel.admit()
@@ -249,6 +252,10 @@ public final class SecondarySide: PairTraffic {
         peer.change(.peerSaidFarewell)
         throw FollowError.dismissed(guestEnded: guestEnded)
       case .takeOver: if role == .secondary, peer.mayTakeOver { state.withLock { $0.demanded = true } }
+      case .early(_, let epoch, let outputs):
+        guard early.add(outputs, epoch: epoch) else {
+          throw StateError.invalid("more output let out early than may be")
+        }
       case .configuration, .inputAcknowledged, .output, .received, .loaded, .admission: throw ChannelError.notAuthentic
       }
       // Once for all input that has come by now.
@@ -325,11 +332,12 @@ public final class SecondarySide: PairTraffic {
       // The primary may die before it lets them out.
       for frame in last.held { state.unconfirmed.add(frame, now: lx_monotonic_ns()) }
     }
+    early.loaded(last.epoch)
     FaultPoints.pass(.loaded)
     peer.change(.firstCheckpoint)
     // What the first copy took.
     if first { lx_trim_heap() }
-    guard mode == .colo else { return }
+    guard mode.compares else { return }
     if first { try machine.start() } else { machine.resume() }
     parts.backend?.signal()
   }
@@ -362,7 +370,8 @@ public final class SecondarySide: PairTraffic {
     }
     FaultPoints.pass(.takeoverDisks)
     parts.successor.take(term: peer.term)
-    parts.backend?.serve(parts.successor)
+    let resets = early.takeOver()
+    parts.backend?.serve(parts.successor, early: early)
     FaultPoints.pass(.takeoverServed)
     if let tap = parts.tap {
       TapOutput.announce(parts.mac, on: tap)
@@ -371,10 +380,11 @@ public final class SecondarySide: PairTraffic {
       for index in Repetition.needed(sent: sent, received: received, header: NetHeader.size) {
         _ = TapOutput.send(sent[index], to: tap)
       }
+      for reset in resets { _ = TapOutput.send(reset, to: tap) }
     }
     peer.change(.takeoverDone)
     do {
-      if mode == .colo { machine.resume() } else { try machine.start() }
+      if mode.compares { machine.resume() } else { try machine.start() }
     } catch { return .gaveUp("\(error)") }
     parts.backend?.signal()
     return .tookOver

@@ -24,11 +24,11 @@ while let name = arguments.popFirst() {
   case ("--guest", _):
     guard let guest = GuestKind(rawValue: value) else { refuse("--guest takes lab or linux, not '\(value)'") }
     campaign.guest = guest
-  case ("--mode", "remus"), ("--mode", "colo"): campaign.modes = [value]
+  case ("--mode", "remus"), ("--mode", "colo"), ("--mode", "colo++"): campaign.modes = [value]
   // Not in the help: holds nothing back, so that rounds must fail.
   case ("--mode", "none"): campaign.modes = [value]
   case ("--mode", "both"): break
-  case ("--mode", _): refuse("--mode takes remus, colo or both, not '\(value)'")
+  case ("--mode", _): refuse("--mode takes remus, colo, both or colo++, not '\(value)'")
   default: refuse("there is no option \(name)")
   }
 }

@@ -12,6 +12,12 @@ extension Integration {
       #expect(Campaign().run() == [])
     }
 
+    @Test func tenRandomRounds_withOutputThatLeavesEarly() {
+      var campaign = Campaign()
+      (campaign.rounds, campaign.seed, campaign.modes) = (10, 101, ["colo++"])
+      #expect(campaign.run() == [])
+    }
+
     @Test(.enabled(if: Environment.hasLinux, "needs the built Linux guest")) func twoRandomRounds_withRedisInLinux() {
       var campaign = Campaign()
       (campaign.rounds, campaign.guest) = (2, .linux)

@@ -102,7 +102,8 @@ extension Integration {
         "checkpoints": ["first", "period", "mismatch", "queueFull", "silence", "demand"],
         "pauseMicroseconds": ["p50", "p99", "max", "count"], "dirtyPages": ["last", "p50", "p99", "max"],
         "held": [
-          "frames", "bytes", "oldestMicroseconds", "atOnce", "equal", "checkpointed", "refused", "meanMicroseconds",
+          "frames", "bytes", "oldestMicroseconds", "atOnce", "early", "contradicted", "equal", "checkpointed",
+          "refused", "meanMicroseconds",
           "longestMicroseconds",
         ],
         "lagMicroseconds": ["p50", "p99", "max", "count"], "receiveMicroseconds": ["p50", "p99", "max", "count"],

@@ -58,7 +58,9 @@ extension Integration {
       }
     }
 
-    @Test(arguments: ["remus", "colo"], [1, 2]) func primaryKilled_theClientGoesOn(mode: String, round: Int) throws {
+    @Test(arguments: ["remus", "colo", "colo++"], [1, 2]) func primaryKilled_theClientGoesOn(mode: String, round: Int)
+      throws
+    {
       let second = try secondary("tap1")
       let first = try primary(mode)
       try first.wait(for: "pair: now primary", timeout: 30)
@@ -81,7 +83,7 @@ extension Integration {
     }
 
     /// Who has taken over is protected in turn: connections begun with either, numbers mapped or not, go on through both.
-    @Test(arguments: ["remus", "colo"]) func survivorKilled_itsOwnSecondaryGoesOn(mode: String) throws {
+    @Test(arguments: ["remus", "colo", "colo++"]) func survivorKilled_itsOwnSecondaryGoesOn(mode: String) throws {
       let second = try secondary("tap1", "--replicate", "127.0.0.1:7002")
       let first = try primary(mode)
       try first.wait(for: "pair: now primary", timeout: 30)

@@ -8,10 +8,19 @@ import Testing
     let left = Mutex<[UInt8]>([])
     let room = Mutex(Int.max)
     let time = Mutex<UInt64>(0)
+    /// What the secondary was told, and whether that gets through.
+    let told = Mutex<[UInt8]>([])
+    let tells = Mutex(true)
 
     func gate(_ mode: ReplicationMode, frames: Int = 100, bytes: Int = 1 << 20) -> OutputGate {
       OutputGate(
         mode: mode, frameLimit: frames, byteLimit: bytes, clock: { self.time.withLock { $0 } },
+        tell: { leaving in
+          guard self.tells.withLock({ $0 }) else { return false }
+          #expect(self.left.withLock { left in leaving.allSatisfy { !left.contains($0.bytes[0]) } }, "told too late")
+          self.told.withLock { $0 += leaving.map { $0.bytes[0] } }
+          return true
+        },
         send: { frame in
           let fits = self.room.withLock { room in
             guard room > 0 else { return false }
@@ -27,8 +36,12 @@ import Testing
 
   let wire = Wire()
 
-  private func put(_ gate: OutputGate, _ name: UInt8, flow: UInt64 = 1, inputGiven: UInt64 = 0) -> UInt64? {
-    let result = unsafe [name, 0, 0].withUnsafeBytes { unsafe gate.put($0, flow: FlowKey(test: flow), inputGiven: inputGiven) }
+  private func put(
+    _ gate: OutputGate, _ name: UInt8, flow: UInt64 = 1, inputGiven: UInt64 = 0, synchronisedBy: UInt64? = nil
+  ) -> UInt64? {
+    let result = unsafe [name, 0, 0].withUnsafeBytes {
+      unsafe gate.put($0, flow: FlowKey(test: flow), inputGiven: inputGiven, synchronisedBy: synchronisedBy)
+    }
     guard case .admitted(let token) = result else { return nil }
     return token
   }
@@ -171,6 +184,70 @@ import Testing
     gate.received(gate.cut())
     #expect(gate.counters.heldTime == 160)
     #expect(gate.counters.longestHeld == 100)
+  }
+
+  // MARK: Early
+
+  @Test func early_leavesWithTheInputItStemsFrom_afterTheSecondaryWasTold() {
+    let gate = wire.gate(.coloPlusPlus)
+    gate.protect()
+    _ = put(gate, 1, inputGiven: 3, synchronisedBy: 0)
+    _ = put(gate, 2, flow: 2, inputGiven: 3)
+    #expect(wire.sent == [])
+    gate.inputAcknowledged(3)
+    #expect(wire.sent == [1], "the second is not marked")
+    #expect(wire.told.withLock { $0 } == [1])
+    #expect(gate.counters.early == 1)
+  }
+
+  @Test func early_doesNotOvertakeInItsFlow() throws {
+    let gate = wire.gate(.coloPlusPlus)
+    gate.protect()
+    let stored = try #require(put(gate, 1))
+    _ = put(gate, 2, synchronisedBy: 0)
+    _ = put(gate, 3, flow: 2, synchronisedBy: 0)
+    #expect(wire.sent == [3], "2 comes after what confirms a write")
+    gate.compared([stored], .equal)
+    #expect(wire.sent == [3, 1, 2])
+  }
+
+  /// Its sources changed in checkpoint 1: before that is received, a survivor would go on without them.
+  @Test func early_waitsForTheCheckpointOfItsSources() {
+    let gate = wire.gate(.coloPlusPlus)
+    gate.protect()
+    #expect(gate.cut() == 1)
+    _ = put(gate, 1, synchronisedBy: 1)
+    #expect(wire.sent == [])
+    gate.received(1)
+    #expect(wire.sent == [1] && wire.told.withLock { $0 } == [1])
+  }
+
+  @Test func early_isNotSeenBeforeItIsTold() {
+    let gate = wire.gate(.coloPlusPlus)
+    gate.protect()
+    wire.tells.withLock { $0 = false }
+    _ = put(gate, 1, synchronisedBy: 0)
+    gate.retry()
+    #expect(wire.sent == [])
+    wire.tells.withLock { $0 = true }
+    gate.retry()
+    #expect(wire.sent == [1])
+  }
+
+  @Test func contradicted_isCounted_andNothingOfThatFlowIsEarlyBeforeTheNextCheckpoint() {
+    let gate = wire.gate(.coloPlusPlus)
+    gate.protect()
+    _ = put(gate, 1, synchronisedBy: 0)
+    gate.contradict(FlowKey(test: 2))
+    gate.contradict(FlowKey(test: 1))
+    gate.contradict(FlowKey(test: 1))
+    #expect(gate.counters.contradicted == 1, "of flow 2 nothing was early, and flow 1 counts once")
+    _ = put(gate, 2, synchronisedBy: 0)
+    #expect(wire.sent == [1])
+    let epoch = gate.cut()
+    _ = put(gate, 3, flow: 1, synchronisedBy: 0)
+    gate.received(epoch)
+    #expect(wire.sent == [1, 2, 3])
   }
 
   /// Random work against the rule itself: whatever left was allowed to, in its flow's order, and nothing is lost.

@@ -82,6 +82,7 @@ struct PrimaryCommand: ParsableCommand {
       mac: mac,
       disks: disks.map(\.capacity), processor: try KVMSystem().hostProcessor())
     let session = try guest.session(settings)
+    side.offerSources(session.assembled.memory, session.assembled.pair, backend)
     // A guest that has ended is not to be taken over.
     defer { side.finish() }
     let protection = Protection(

@@ -108,6 +108,7 @@ final class SecondaryService: EventHandler {
       let (settings, parts) = try resources.machine(settings, description, side, next)
       let session = try Session(settings, main: main, sink: sink, kvm: resources.kvm)
       let (made, protection) = parts(session.assembled.machine)
+      made.successor.offerSources(session.assembled.memory, session.assembled.pair, made.backend)
       kept.withLock { $0 = (session, made.successor, protection) }
       return made
     }

@@ -38,8 +38,8 @@ enum StatusText {
     if let held = pair.held {
       let now = "\(held.frames) frames, \(bytes(held.bytes)), oldest \(time(held.oldestMicroseconds))"
       rows.append(("held now", now))
-      let left = "\(held.atOnce) at once, \(held.equal) equal, \(held.checkpointed) by checkpoints"
-      rows.append(("let out", left + ", \(held.refused) refused"))
+      let left = "\(held.atOnce) at once, \(held.early) early, \(held.equal) equal, \(held.checkpointed) by checkpoints"
+      rows.append(("let out", left + ", \(held.refused) refused, \(held.contradicted) contradicted"))
       let mean = time(held.meanMicroseconds)
       rows.append(("held for", "mean \(mean), longest \(time(held.longestMicroseconds))"))
     }

@@ -15,6 +15,8 @@ public final class AssembledMachine: Sendable {
   public let machine: Machine
   public let memory: GuestMemory
   public let serial: Serial8250
+  /// What the guest and who replicates it say to each other.
+  public let pair: PairRegisters
   public let transports: [VirtioMMIO]
   public let cards: [NetDevice]
   /// Load ``SeccompFilters/ThreadKind/control`` from here into the thread that goes on controlling the machine.
@@ -56,13 +58,15 @@ public final class AssembledMachine: Sendable {
     }
     named.append(("rng0", Entropy()))
 
+    let pair = PairRegisters(isRAM: { memory.fileOffset(of: $0, count: SourceRing.size) != nil })
     let (configuration, serial, transports) = try Self.host { () throws(HostError) in
-      try Self.place(named, description, memory, filters)
+      try Self.place(named, pair, description, memory, filters)
     }
     do throws(MachineError) { machine = try Machine(configuration, kvm: kvm) } catch { throw .machine(error) }
     self.filters = filters
     self.memory = memory
     self.serial = serial
+    self.pair = pair
     self.transports = transports
     self.disks = disks
     self.cards = cards
@@ -70,7 +74,8 @@ public final class AssembledMachine: Sendable {
 
   /// Gives every device its window, interrupt and doorbells.
   private static func place(
-    _ named: [(name: String, device: any VirtioDevice)], _ description: MachineDescription, _ memory: GuestMemory,
+    _ named: [(name: String, device: any VirtioDevice)], _ pair: PairRegisters, _ description: MachineDescription,
+    _ memory: GuestMemory,
     _ filters: SeccompFilters
   ) throws(HostError) -> (Machine.Configuration, Serial8250, [VirtioMMIO]) {
     let loop = try EventLoop()
@@ -83,6 +88,8 @@ public final class AssembledMachine: Sendable {
     _ = configuration.pio.add(serial, at: Self.serialPort, size: Serial8250.portCount)
     configuration.interrupts.append(Machine.Interrupt(gsi: Self.serialInterrupt, line: serialLine))
     configuration.devices.append(serial)
+    _ = configuration.mmio.add(pair, at: PairRegister.address, size: PairRegister.windowSize)
+    configuration.devices.append(pair)
     var transports: [VirtioMMIO] = []
     for (index, entry) in named.enumerated() {
       let line = try InterruptLine()

@@ -221,9 +221,6 @@ public final class Channel: Sendable {
     _ = shutdown(descriptor, CInt(SHUT_WR))
   }
 
-  /// How a test spoils what is sent.
-  public enum Damage: UInt8, Sendable { case flippedBit = 1, cutShort }
-
   /// Spoils what is sent next, as a faulty network or a dying host would.
   public func damageNext(_ damage: Damage) { self.damage.store(damage.rawValue, ordering: .relaxed) }
 
@@ -232,6 +229,11 @@ public final class Channel: Sendable {
     wire.withLock { wire in
       (wire.sent == wire.record.count || wire.failure != nil) && queue.withLock { $0.urgent.isEmpty && $0.bulk.isEmpty }
     }
+  }
+
+  /// Whether everything urgent has gone to the kernel.
+  public var isUrgentDrained: Bool {
+    wire.withLock { wire in wire.sent == wire.record.count && queue.withLock { $0.urgent.isEmpty && !$0.isClosed } }
   }
 
   /// Bytes that have gone to the kernel.

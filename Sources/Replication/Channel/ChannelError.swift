@@ -33,3 +33,8 @@ extension ChannelError: CustomStringConvertible {
     }
   }
 }
+
+extension Channel {
+  /// How a test spoils what is sent.
+  public enum Damage: UInt8, Sendable { case flippedBit = 1, cutShort }
+}

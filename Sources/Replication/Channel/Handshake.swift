@@ -8,6 +8,8 @@ extension Channel {
     let receive: SharedKey
     let sendBeat: SharedKey
     let receiveBeat: SharedKey
+    /// Of what the primary lets out early.
+    let early: SharedKey
   }
 }
 
@@ -43,7 +45,9 @@ enum Handshake {
     func beat(_ from: Channel.Side) -> SharedKey {
       key.derived(salt: salt, info: Array("beat".utf8) + [from.rawValue])
     }
-    return Channel.Keys(send: derived(side), receive: derived(peer), sendBeat: beat(side), receiveBeat: beat(peer))
+    return Channel.Keys(
+      send: derived(side), receive: derived(peer), sendBeat: beat(side), receiveBeat: beat(peer),
+      early: key.derived(salt: salt, info: Array("early".utf8)))
   }
 
   private static func write(_ descriptor: CInt, _ bytes: [UInt8]) throws(ChannelError) {

@@ -36,6 +36,8 @@ public enum Message: Equatable, Sendable {
   case admission(refusal: String)
   /// Primary: somebody wants the secondary to take over now.
   case takeOver
+  /// Primary: this is about to leave in `epoch`, before the secondary has said as much.
+  case early(card: UInt8, epoch: UInt64, outputs: [EarlyOutput])
 }
 
 /// The messages that carry a frame, which are many.
@@ -75,6 +77,7 @@ extension Message {
     case .started: 12
     case .admission: 13
     case .takeOver: 14
+    case .early: 15
     }
   }
 
@@ -120,6 +123,11 @@ extension Message {
     case .farewell(let guestEnded): out.put(guestEnded)
     case .admission(let refusal): out.put(Array(refusal.utf8))
     case .takeOver: break
+    case .early(let card, let epoch, let outputs):
+      out.put(card)
+      out.put(epoch)
+      out.put(UInt32(outputs.count))
+      for output in outputs { output.put(into: &out) }
     }
     return out.bytes
   }
@@ -156,6 +164,12 @@ extension Message {
     case 12: self = .started(card: try reader.get(), epoch: try reader.get(), frame: try reader.get())
     case 13: self = .admission(refusal: String(decoding: try reader.get([UInt8].self), as: UTF8.self))
     case 14: self = .takeOver
+    case 15:
+      let card = try reader.get(UInt8.self)
+      let epoch = try reader.get(UInt64.self)
+      var outputs: [EarlyOutput] = []
+      for _ in 0..<(try reader.get(UInt32.self)) { outputs.append(try EarlyOutput(from: &reader)) }
+      self = .early(card: card, epoch: epoch, outputs: outputs)
     default: throw .invalid("a message of kind \(kind)")
     }
     guard reader.remaining == 0 else { throw .invalid("\(reader.remaining) bytes behind a message of kind \(kind)") }

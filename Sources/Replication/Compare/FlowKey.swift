@@ -1,3 +1,5 @@
+internal import StateCodec
+
 /// Which conversation a frame belongs to, as its sender names it: addresses, protocol, ports, VLAN.
 ///
 /// The output of one guest has one key a direction, so the key of what comes back is its ``reversed``.
@@ -24,6 +26,19 @@ public struct FlowKey: Hashable, Sendable {
   public var version: UInt8
   /// The VLAN of an 802.1Q tag, 0 for none.
   public var vlan: UInt16
+
+  public init(
+    source: Address, destination: Address, sourcePort: UInt16, destinationPort: UInt16, proto: UInt8, version: UInt8,
+    vlan: UInt16
+  ) {
+    self.source = source
+    self.destination = destination
+    self.sourcePort = sourcePort
+    self.destinationPort = destinationPort
+    self.proto = proto
+    self.version = version
+    self.vlan = vlan
+  }
 
   /// That of frames that belong to no conversation.
   public static let none = FlowKey(
@@ -57,5 +72,27 @@ public struct FlowKey: Hashable, Sendable {
       hasher.combine(source.high)
       hasher.combine(destination.high)
     }
+  }
+}
+
+extension FlowKey {
+  func put(into out: inout StateWriter) {
+    out.put(source.high)
+    out.put(source.low)
+    out.put(destination.high)
+    out.put(destination.low)
+    out.put(sourcePort)
+    out.put(destinationPort)
+    out.put(proto)
+    out.put(version)
+    out.put(vlan)
+  }
+
+  init(from reader: inout StateReader) throws(StateError) {
+    let source = Address(high: try reader.get(), low: try reader.get())
+    let destination = Address(high: try reader.get(), low: try reader.get())
+    self.init(
+      source: source, destination: destination, sourcePort: try reader.get(), destinationPort: try reader.get(),
+      proto: try reader.get(), version: try reader.get(), vlan: try reader.get())
   }
 }

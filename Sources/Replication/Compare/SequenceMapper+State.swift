@@ -9,15 +9,7 @@ extension SequenceMapper {
     let mapped = connections.filter { $0.value.offset != nil && !$0.value.isIdentity }
     out.put(UInt32(mapped.count))
     for (key, connection) in mapped {
-      out.put(key.source.high)
-      out.put(key.source.low)
-      out.put(key.destination.high)
-      out.put(key.destination.low)
-      out.put(key.sourcePort)
-      out.put(key.destinationPort)
-      out.put(key.proto)
-      out.put(key.version)
-      out.put(key.vlan)
+      key.put(into: &out)
       for start in [connection.primary, connection.secondary] {
         out.put(start?.sequence ?? 0)
         out.put(start?.timestamp != nil)
@@ -57,11 +49,7 @@ extension SequenceMapper {
   private static func decode(
     _ reader: inout StateReader, epoch: UInt64
   ) throws(StateError) -> (FlowKey, Connection) {
-    let source = FlowKey.Address(high: try reader.get(), low: try reader.get())
-    let destination = FlowKey.Address(high: try reader.get(), low: try reader.get())
-    let key = FlowKey(
-      source: source, destination: destination, sourcePort: try reader.get(), destinationPort: try reader.get(),
-      proto: try reader.get(), version: try reader.get(), vlan: try reader.get())
+    let key = try FlowKey(from: &reader)
     var connection = Connection(epoch: epoch)
     connection.primary = try start(&reader)
     connection.secondary = try start(&reader)

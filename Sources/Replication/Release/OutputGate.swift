@@ -15,6 +15,8 @@ public enum CheckpointCause: String, Sendable, CaseIterable {
 public final class OutputGate: Sendable {
   private static let none = UInt64.max
   private static let spareFrames = 256
+  /// Bytes that may leave early in an epoch.
+  static let earlyLimit = 32 << 20
 
   /// A frame in the gate. Its place is used again, bytes included.
   private struct Held {
@@ -34,8 +36,10 @@ public final class OutputGate: Sendable {
 
   /// Taken out of ``State/leaving``; those from `first` on are still to be sent.
   private struct Outgoing {
-    var frames: [[UInt8]] = []
+    var frames: [Leaving] = []
     var first = 0
+    /// The secondary knows of those that leave early.
+    var isTold = true
   }
 
   private struct State {
@@ -50,9 +54,13 @@ public final class OutputGate: Sendable {
     var next: UInt64 = 0
     var flows: [FlowKey: Flow] = [:]
     /// May leave, and has not yet: in this order.
-    var leaving: [[UInt8]] = []
+    var leaving: [Leaving] = []
     /// Memory of frames that have left.
     var spare: [[UInt8]] = []
+    /// In this epoch: flows of which something left early, bytes that did, and flows in which that was wrong.
+    var earlyFlows: Set<FlowKey> = []
+    var earlyBytes = 0
+    var distrusted: Set<FlowKey> = []
     var heldFrames = 0
     var heldBytes = 0
     /// Tokens below these have been looked at since the secondary said so much.
@@ -65,25 +73,13 @@ public final class OutputGate: Sendable {
     }
   }
 
-  /// What has gone through the gate so far.
-  public struct Counters: Equatable, Sendable {
-    /// Frames that left at once, after equal output, and after a checkpoint.
-    public var atOnce: UInt64 = 0
-    public var equal: UInt64 = 0
-    public var checkpointed: UInt64 = 0
-    /// Nanoseconds that released frames were held: sum and longest.
-    public var heldTime: UInt64 = 0
-    public var longestHeld: UInt64 = 0
-    /// Frames refused because the gate was full; their guest sends them again later.
-    public var refused: UInt64 = 0
-  }
-
   public let mode: ReplicationMode
   /// Frames and bytes that may wait.
   public let frameLimit: Int
   public let byteLimit: Int
   private let clock: @Sendable () -> UInt64
   private let send: @Sendable ([UInt8]) -> Bool
+  private let tell: @Sendable ([Leaving]) -> Bool
   private let state: Mutex<State>
   /// Held by whoever sends.
   private let wire = Mutex(Outgoing())
@@ -96,15 +92,18 @@ public final class OutputGate: Sendable {
 
   /// - Parameters:
   ///   - clock: monotonic nanoseconds.
+  ///   - tell: tells the secondary of frames that are about to leave early; false when that is not on its way yet.
   ///   - send: lets a frame out; false when the host side is full for now. Called by one thread at a time.
   public init(
     mode: ReplicationMode, frameLimit: Int = 4096, byteLimit: Int = 64 << 20,
-    clock: @escaping @Sendable () -> UInt64, send: @escaping @Sendable ([UInt8]) -> Bool
+    clock: @escaping @Sendable () -> UInt64, tell: @escaping @Sendable ([Leaving]) -> Bool = { _ in true },
+    send: @escaping @Sendable ([UInt8]) -> Bool
   ) {
     self.mode = mode
     self.frameLimit = frameLimit
     self.byteLimit = byteLimit
     self.clock = clock
+    self.tell = tell
     self.send = send
     // Twice the limit: places in the middle become free before the oldest does.
     var places = 2
@@ -112,15 +111,11 @@ public final class OutputGate: Sendable {
     state = Mutex(State(ring: [Held](repeating: Held(), count: places)))
   }
 
-  public enum Admission: Equatable, Sendable {
-    /// It has left, or will; what to call it when it is compared.
-    case admitted(token: UInt64)
-    /// No room: the caller keeps the frame and asks for a checkpoint.
-    case full
-  }
-
   /// A frame of the guest's, with its virtio-net header, sent after `inputGiven` frames of input.
-  public func put(_ bytes: UnsafeRawBufferPointer, flow: FlowKey, inputGiven: UInt64) -> Admission {
+  /// - Parameter synchronisedBy: ``OutputFacts/synchronisedBy``.
+  public func put(
+    _ bytes: UnsafeRawBufferPointer, flow: FlowKey, inputGiven: UInt64, synchronisedBy: UInt64? = nil
+  ) -> Admission {
     let admission: Admission = state.withLock { state in
       guard !isFenced.load(ordering: .relaxed) else { return .admitted(token: state.next) }
       guard state.heldFrames + unsentFrames.load(ordering: .relaxed) < frameLimit,
@@ -132,7 +127,7 @@ public final class OutputGate: Sendable {
       }
       let token = state.next
       state.next += 1
-      state[token].facts = OutputFacts(epoch: state.epoch, inputGiven: inputGiven)
+      state[token].facts = OutputFacts(epoch: state.epoch, inputGiven: inputGiven, synchronisedBy: synchronisedBy)
       state[token].flow = flow
       state[token].next = Self.none
       state[token].since = clock()
@@ -148,7 +143,7 @@ public final class OutputGate: Sendable {
       } else {
         state.flows[flow] = Flow(first: token, last: token)
       }
-      if !state.isProtected || mode == .none { release(flow: flow, &state) }
+      if !state.isProtected || mode == .none || synchronisedBy != nil { release(flow: flow, &state) }
       return .admitted(token: token)
     }
     sendLeaving()
@@ -171,6 +166,7 @@ public final class OutputGate: Sendable {
       for token in state.oldest..<state.next { release(token, &state) }
       retire(&state)
     }
+    isStalled.store(false, ordering: .relaxed)
     sendLeaving()
   }
 
@@ -192,6 +188,9 @@ public final class OutputGate: Sendable {
   public func cut() -> UInt64 {
     state.withLock { state in
       defer { state.epoch += 1 }
+      state.earlyFlows.removeAll(keepingCapacity: true)
+      state.distrusted.removeAll(keepingCapacity: true)
+      state.earlyBytes = 0
       return state.epoch
     }
   }
@@ -224,9 +223,22 @@ public final class OutputGate: Sendable {
         release(token, &state)
         token += 1
       }
+      while mode == .coloPlusPlus, token < state.next {
+        if let first = state[token].facts.synchronisedBy, first <= epoch { release(token, &state) }
+        token += 1
+      }
       retire(&state)
     }
     sendLeaving()
+  }
+
+  /// The secondary's guest has said something else in this flow: what left of it early in this epoch was wrong, and no more
+  /// does.
+  public func contradict(_ flow: FlowKey) {
+    state.withLock { state in
+      guard state.earlyFlows.contains(flow), state.distrusted.insert(flow).inserted else { return }
+      state.counters.contradicted += 1
+    }
   }
 
   /// The secondary has the first `count` frames of input.
@@ -271,7 +283,8 @@ public final class OutputGate: Sendable {
       retire(&state)
       let oldest = state.oldest < state.next ? clock() - min(state[state.oldest].since, clock()) : 0
       return (
-        state.heldFrames + unsentFrames.load(ordering: .relaxed), state.heldBytes + unsentBytes.load(ordering: .relaxed),
+        state.heldFrames + unsentFrames.load(ordering: .relaxed),
+        state.heldBytes + unsentBytes.load(ordering: .relaxed),
         oldest
       )
     }
@@ -288,15 +301,23 @@ public final class OutputGate: Sendable {
     guard var known = state.flows[flow] else { return }
     let mode = state.isProtected ? mode : .none
     let now = clock()
-    while ReleasePolicy.verdict(state[known.first].facts, mode: mode, secondary: state.secondary) == .release {
+    while true {
       let token = known.first
-      count(state[token].facts, heldFor: now - min(state[token].since, now), mode, &state)
+      let facts = state[token].facts
+      let verdict = ReleasePolicy.verdict(facts, mode: mode, secondary: state.secondary)
+      guard verdict == .release || verdict == .releaseEarly && isTrusted(flow, token, state) else { break }
+      count(facts, verdict, heldFor: now - min(state[token].since, now), mode, &state)
       state[token].isHeld = false
+      if verdict == .releaseEarly {
+        state.earlyFlows.insert(flow)
+        state.earlyBytes += state[token].bytes.count
+      }
       state.heldFrames -= 1
       state.heldBytes -= state[token].bytes.count
       unsentFrames.wrappingAdd(1, ordering: .relaxed)
       unsentBytes.wrappingAdd(state[token].bytes.count, ordering: .relaxed)
-      state.leaving.append(state[token].bytes)
+      state.leaving.append(
+        Leaving(bytes: state[token].bytes, earlyIn: verdict == .releaseEarly ? facts.epoch : 0))
       state[token].bytes = []
       known.first = state[token].next
       if known.first == Self.none {
@@ -306,6 +327,11 @@ public final class OutputGate: Sendable {
     }
     if known.first != Self.none { state.flows[flow] = known }
     if state.oldest + 1 == state.next { retire(&state) }
+  }
+
+  /// Whether one more frame of a flow may leave early: a secondary has to remember what did.
+  private func isTrusted(_ flow: FlowKey, _ token: UInt64, _ state: borrowing State) -> Bool {
+    state.earlyBytes + state[token].bytes.count <= Self.earlyLimit && !state.distrusted.contains(flow)
   }
 
   /// Sends what may leave, unless somebody else is at it, who then sends this as well.
@@ -322,7 +348,7 @@ public final class OutputGate: Sendable {
       state.withLock { state in
         for index in outgoing.frames.indices where state.spare.count < Self.spareFrames {
           var memory: [UInt8] = []
-          swap(&memory, &outgoing.frames[index])
+          swap(&memory, &outgoing.frames[index].bytes)
           // Large ones give their memory back.
           guard memory.capacity <= 4096 else { continue }
           memory.removeAll(keepingCapacity: true)
@@ -332,11 +358,17 @@ public final class OutputGate: Sendable {
         swap(&outgoing.frames, &state.leaving)
       }
       outgoing.first = 0
+      outgoing.isTold = !outgoing.frames.contains { $0.earlyIn > 0 }
+    }
+    // Before any of them is seen: who takes over must know what clients were told.
+    if !outgoing.isTold {
+      guard tell(outgoing.frames.filter { $0.earlyIn > 0 }) else { return isStalled.store(true, ordering: .relaxed) }
+      outgoing.isTold = true
     }
     while outgoing.first < outgoing.frames.count, !isFenced.load(ordering: .sequentiallyConsistent) {
-      guard send(outgoing.frames[outgoing.first]) else { return isStalled.store(true, ordering: .relaxed) }
+      guard send(outgoing.frames[outgoing.first].bytes) else { return isStalled.store(true, ordering: .relaxed) }
       unsentFrames.wrappingSubtract(1, ordering: .relaxed)
-      unsentBytes.wrappingSubtract(outgoing.frames[outgoing.first].count, ordering: .relaxed)
+      unsentBytes.wrappingSubtract(outgoing.frames[outgoing.first].bytes.count, ordering: .relaxed)
       outgoing.first += 1
     }
   }
@@ -346,9 +378,14 @@ public final class OutputGate: Sendable {
     while state.oldest < state.next, !state[state.oldest].isHeld { state.oldest += 1 }
   }
 
-  private func count(_ facts: OutputFacts, heldFor time: UInt64, _ mode: ReplicationMode, _ state: inout State) {
+  private func count(
+    _ facts: OutputFacts, _ verdict: ReleasePolicy.Verdict, heldFor time: UInt64, _ mode: ReplicationMode,
+    _ state: inout State
+  ) {
     if mode == .none {
       state.counters.atOnce += 1
+    } else if verdict == .releaseEarly {
+      state.counters.early += 1
     } else if facts.epoch <= state.secondary.received {
       state.counters.checkpointed += 1
     } else {

@@ -6,6 +6,11 @@ public enum ReplicationMode: String, Codable, Sendable, CaseIterable {
   case remus
   /// Output leaves when the secondary has put out the same, or after a checkpoint that covers it.
   case colo
+  /// As `colo`, or at once when all that it says is in checkpoints that the secondary has.
+  case coloPlusPlus = "colo++"
+
+  /// Whether the secondary's guest runs along and what it says counts.
+  public var compares: Bool { self == .colo || self == .coloPlusPlus }
 }
 
 /// What is known of one frame that the primary's guest has sent.
@@ -24,11 +29,15 @@ public struct OutputFacts: Equatable, Sendable {
   /// How many frames of input the primary's guest had been given by then, since the pair was formed.
   public var inputGiven: UInt64
   public var comparison: Comparison
+  /// The checkpoint from which on, in every one up to the newest that has been cut, the frame's sources hold what it says;
+  /// 0 where it has none. Nil when that is not known, or the guest has not marked it as confirming nothing.
+  public var synchronisedBy: UInt64?
 
-  public init(epoch: UInt64, inputGiven: UInt64, comparison: Comparison = .pending) {
+  public init(epoch: UInt64, inputGiven: UInt64, comparison: Comparison = .pending, synchronisedBy: UInt64? = nil) {
     self.epoch = epoch
     self.inputGiven = inputGiven
     self.comparison = comparison
+    self.synchronisedBy = synchronisedBy
   }
 }
 
@@ -50,6 +59,8 @@ public struct SecondaryProgress: Equatable, Sendable {
 public enum ReleasePolicy {
   public enum Verdict: Equatable, Sendable {
     case release
+    /// Before the secondary has said as much: it is told first.
+    case releaseEarly
     case hold
     /// Held, and only a checkpoint can release it.
     case holdForCheckpoint
@@ -64,11 +75,14 @@ public enum ReleasePolicy {
     guard facts.inputGiven <= secondary.inputAcknowledged else { return .hold }
     // A checkpoint of its epoch contains the state that the frame speaks of, and that it was sent.
     if facts.epoch <= secondary.received { return .release }
-    guard mode == .colo else { return .hold }
+    guard mode.compares else { return .hold }
     switch facts.comparison {
     case .equal: return .release
-    case .pending: return .hold
     case .different: return .holdForCheckpoint
+    case .pending:
+      // From whichever checkpoint the survivor goes on, it finds there what the frame was made of.
+      guard mode == .coloPlusPlus, let first = facts.synchronisedBy, first <= secondary.received else { return .hold }
+      return .releaseEarly
     }
   }
 }

@@ -20,6 +20,25 @@ static inline uint32_t tcp_send_queue_length(const struct tcp_pcb *p) { return t
 static inline void tcp_no_delay(struct tcp_pcb *p) { tcp_nagle_disable(p); }
 static inline void tcp_keep_alive(struct tcp_pcb *p) { ip_set_option(p, SOF_KEEPALIVE); }
 static inline void pcb_reuse_address(struct tcp_pcb *p) { ip_set_option(p, SOF_REUSEADDR); }
+/// The sequence number of what is given to TCP next.
+static inline uint32_t tcp_next_sequence(const struct tcp_pcb *p) { return p->snd_lbb; }
+/// Who speaks: the IP version to `version`; own port and the other's (2 bytes each) and addresses (16 bytes each, as two
+/// numbers, the high half first) to `names`.
+static inline void tcp_conversation(const struct tcp_pcb *p, void *version, void *names) {
+  struct { uint16_t ports[2]; uint32_t address[4][2]; } __attribute__((packed)) found = {{p->local_port, p->remote_port}, {{0}}};
+  const ip_addr_t *ends[] = {&p->local_ip, &p->remote_ip};
+  *(uint8_t *)version = IP_IS_V6(&p->local_ip) ? 6 : 4;
+  for (int end = 0; end < 2; end++) {
+    uint32_t *words = found.address[end * 2];
+    if (IP_IS_V6(ends[end])) {
+      // Most significant word first; each half has its low word first.
+      for (int word = 0; word < 4; word++) words[word ^ 1] = lwip_ntohl(ip_2_ip6(ends[end])->addr[word]);
+    } else {
+      words[2] = lwip_ntohl(ip_2_ip4(ends[end])->addr);
+    }
+  }
+  memcpy(names, &found, sizeof found);
+}
 static inline uint16_t netif_checksums_all(void) { return NETIF_CHECKSUM_ENABLE_ALL; }
 static inline uint16_t netif_checksums_generate_ip_only(void) {
   return NETIF_CHECKSUM_GEN_IP | NETIF_CHECKSUM_GEN_ICMP | NETIF_CHECKSUM_GEN_ICMP6 | NETIF_CHECKSUM_CHECK_IP |

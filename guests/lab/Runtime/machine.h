@@ -48,6 +48,8 @@ static inline uint32_t mmio_read32(uint64_t a) {
   __asm__ volatile("movl (%1), %0" : "=r"(v) : "r"(a) : "memory");
   return v;
 }
+/// Stores before stay before those behind, which another processor needs on x86 (stores are seen in their order).
+static inline void cpu_compiler_barrier(void) { __asm__ volatile("" ::: "memory"); }
 static inline void mmio_write32(uint64_t a, uint32_t v) { __asm__ volatile("movl %0, (%1)" ::"r"(v), "r"(a) : "memory"); }
 static inline uint8_t mmio_read8(uint64_t a) {
   uint8_t v;

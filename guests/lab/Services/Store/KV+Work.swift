@@ -89,8 +89,10 @@ extension KV {
     return true
   }
 
-  /// The value as part of a reply: small ones are copied, large ones are sent from the store.
-  static func emitValue(_ c: Connection, _ item: UnsafeMutablePointer<Item>) {
+  /// The value as part of a reply that begins at `start` of the collected ones: small ones are copied, large ones are sent from
+  /// the store.
+  static func emitValue(_ c: Connection, _ item: UnsafeMutablePointer<Item>, from start: Int) {
+    if Sources.isHeard, item.pointee.expiry == 0 { tellSources(c, item, from: start) }
     var cursor = ValueCursor(item)
     if c.pointee.pcb == nil || cursor.left < copyBelow {
       while cursor.left > 0 {
@@ -104,5 +106,31 @@ extension KV {
     Store.retain(item)
     item.pointee.wasSent = true
     c.pointee.sending = cursor
+  }
+
+  /// What the reply with an item's value is made of. An item's number is given once only, so that the same number, key and value
+  /// mean that it was the value of its key.
+  private static func tellSources(_ c: Connection, _ item: UnsafeMutablePointer<Item>, from start: Int) {
+    guard let pcb = c.pointee.pcb else { return }
+    let valueAt = reply.count - start
+    Sources.tell(pcb, ahead: start, length: valueAt + Int(item.pointee.valueLength) + 2) { reply in
+      let base = UnsafeRawPointer(item)
+      reply.dependsOn(base + Item.answerStart, Item.answerSize)
+      reply.dependsOn(base + Item.headerSize, Int(item.pointee.keyLength))
+      var cursor = ValueCursor(item)
+      while cursor.left > 0 {
+        let piece = cursor.piece
+        reply.copies(piece.start, piece.count, at: valueAt + cursor.offset)
+        cursor.advance(piece.count)
+      }
+    }
+  }
+
+  /// A reply from `start` on that depends on nothing but what was asked, or on a bucket in which there is nothing.
+  static func tellConstant(_ c: Connection, from start: Int, emptyBucket: UnsafeRawPointer? = nil) {
+    guard Sources.isHeard, let pcb = c.pointee.pcb else { return }
+    Sources.tell(pcb, ahead: start, length: reply.count - start) { reply in
+      if let emptyBucket { reply.dependsOn(emptyBucket, 8) }
+    }
   }
 }

@@ -36,6 +36,7 @@ enum KV {
     }
     replyBuffer = Arena.take(replySize).assumingMemoryBound(to: UInt8.self)
     datagramReply = Arena.take(datagramReplySize).assumingMemoryBound(to: UInt8.self)
+    Sources.setUp()
     Store.setUp()
     listen(on: 11211) { _, pcb, error in KV.accept(pcb, error, redis: false) }
     listen(on: 6379) { _, pcb, error in KV.accept(pcb, error, redis: true) }

@@ -32,6 +32,8 @@ struct KVConnection {
   var severalEnd: Int
   var severalLeft: UInt64
   var severalWithCAS: Bool
+  /// A key of it was not there.
+  var severalMissed: Bool
 
   /// Values sent and not yet acknowledged, a ring: item and the stream position at which it ends.
   var inFlight: UnsafeMutablePointer<InFlight>

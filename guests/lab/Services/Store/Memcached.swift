@@ -32,6 +32,7 @@ enum Memcached {
       c.pointee.severalAt = lineStart + (line.start - all.start)
       c.pointee.severalEnd = lineEnd
       c.pointee.severalWithCAS = name.count == 4
+      c.pointee.severalMissed = false
       return true
     }
     if let kind = storeKind(name) {
@@ -49,7 +50,11 @@ enum Memcached {
       KV.reply.text("CLIENT_ERROR key too long\r\n")
       return
     }
-    guard let item = Store.find(key) else { return }
+    let start = KV.reply.count
+    guard let item = Store.find(key) else {
+      c.pointee.severalMissed = true
+      return
+    }
     KV.reply.text("VALUE ")
     KV.reply.bytes(key)
     KV.reply.byte(0x20)
@@ -61,7 +66,7 @@ enum Memcached {
       KV.reply.decimal(item.pointee.cas)
     }
     KV.reply.text("\r\n")
-    KV.emitValue(c, item)
+    KV.emitValue(c, item, from: start)
   }
 
   /// After the last key of a get: the rest of its line is passed over too.
@@ -71,7 +76,10 @@ enum Memcached {
       c.pointee.inputStart += 1
       if byte == 0x0a { break }
     }
+    let start = KV.reply.count
     KV.reply.text("END\r\n")
+    // That a key was not there is all that this may say of it.
+    if !c.pointee.severalMissed { KV.tellConstant(c, from: start) }
   }
 
   // MARK: Storing

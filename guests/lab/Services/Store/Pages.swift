@@ -23,6 +23,9 @@ struct Item {
   var wasSent: Bool
 
   static var headerSize: Int { 64 }
+  /// From ``cas`` to ``clientFlags``: what of the header an answer depends on.
+  static var answerStart: Int { 16 }
+  static var answerSize: Int { 28 }
 }
 
 enum ItemState: UInt8 { case free, unlinked, linked }

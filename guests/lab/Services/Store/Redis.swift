@@ -119,17 +119,24 @@ enum Redis {
     c.pointee.severalEnd = end
     c.pointee.severalLeft = UInt64(count - 1)
     c.pointee.severalWithCAS = false
+    let start = KV.reply.count
     KV.reply.byte(0x2a)
     KV.reply.decimal(UInt64(count - 1))
     KV.reply.text("\r\n")
+    KV.tellConstant(c, from: start)
   }
 
   static func value(_ c: KV.Connection, _ key: Bytes) {
-    guard key.count <= Store.largestKey, let item = Store.find(key) else { return KV.reply.text("$-1\r\n") }
+    let start = KV.reply.count
+    guard key.count <= Store.largestKey, let item = Store.find(key) else {
+      KV.reply.text("$-1\r\n")
+      if let bucket = Store.emptyBucket(key) { KV.tellConstant(c, from: start, emptyBucket: bucket) }
+      return
+    }
     KV.reply.byte(0x24)
     KV.reply.decimal(UInt64(item.pointee.valueLength))
     KV.reply.text("\r\n")
-    KV.emitValue(c, item)
+    KV.emitValue(c, item, from: start)
   }
 
   // MARK: SET of a value too long for the input buffer

@@ -58,6 +58,12 @@ enum Store {
     return nil
   }
 
+  /// The bucket in which a key would be, if there is nothing in it.
+  static func emptyBucket(_ key: Bytes) -> UnsafeRawPointer? {
+    let bucket = buckets + Int(hash(key) & mask)
+    return bucket.pointee == nil ? UnsafeRawPointer(bucket) : nil
+  }
+
   /// A new item with this key and an empty value of this length, to be filled and then linked or released.
   static func make(_ key: Bytes, valueLength: Int) -> UnsafeMutablePointer<Item>? {
     guard let item = Pages.allocate(keyLength: key.count, valueLength: valueLength) else { return nil }

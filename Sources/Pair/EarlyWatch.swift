@@ -1,0 +1,106 @@
+internal import GuestMemory
+internal import Replication
+internal import Synchronization
+
+/// What clients were told early by the primary, as its secondary knows it; after a takeover, what the survivor does about it. A
+/// connection on which the survivor's guest says something else is reset, and never goes on with other bytes. From any thread.
+public final class EarlyWatch: Sendable {
+  private struct State: ~Copyable {
+    var ledger: EarlyLedger?
+    /// Connections that are over, and where their clients are.
+    var resets: [FlowKey: UInt32] = [:]
+    var equal: UInt64 = 0
+    var reset: UInt64 = 0
+  }
+
+  private let state = Mutex(State())
+  /// Nothing is left to be looked at.
+  private let isSettled = Atomic(true)
+
+  public init() {}
+
+  /// Pieces that the survivor's guest has said alike, and connections that were reset.
+  public var counts: (equal: UInt64, reset: UInt64) { state.withLock { ($0.equal, $0.reset) } }
+
+  // MARK: Following
+
+  func begin(_ channel: Channel) { state.withLock { $0.ledger = EarlyLedger(channel) } }
+
+  /// - Returns: false when that is more than a primary lets out.
+  func add(_ outputs: [EarlyOutput], epoch: UInt64) -> Bool {
+    state.withLock { state in
+      for output in outputs where state.ledger?.add(output, epoch: epoch) != true { return false }
+      return true
+    }
+  }
+
+  /// What its guest has said.
+  func said(_ frame: [UInt8]) { state.withLock { $0.ledger?.said(frame, header: NetHeader.size) } }
+  func loaded(_ epoch: UInt64) { state.withLock { $0.ledger?.loaded(epoch: epoch) } }
+
+  // MARK: Taking over, and serving
+
+  /// Looks at what the guest has said by now.
+  /// - Returns: frames that reset connections, for their clients.
+  func takeOver() -> [[UInt8]] {
+    state.withLock { state in
+      let resets = settle(&state)
+      isSettled.store(state.ledger?.isEmpty != false && state.resets.isEmpty, ordering: .releasing)
+      return resets
+    }
+  }
+
+  private func settle(_ state: inout State) -> [[UInt8]] {
+    guard state.ledger != nil else { return [] }
+    var over: [FlowKey: EarlyOutput] = [:]
+    for finding in state.ledger?.settle() ?? [] {
+      switch finding {
+      case .equal: state.equal += 1
+      case .different(let output):
+        if let known = over[output.flow], Int32(bitPattern: known.end &- output.end) > 0 { continue }
+        over[output.flow] = output
+      }
+    }
+    var resets: [[UInt8]] = []
+    for (flow, output) in over where state.resets[flow] == nil {
+      state.resets[flow] = output.end
+      state.reset += 1
+      if let template = state.ledger?.template(flow) {
+        resets.append(ResetFrame.of(template, header: NetHeader.size, sequence: output.end))
+      }
+    }
+    return resets
+  }
+
+  enum Verdict { case pass, drop, replace([UInt8]) }
+
+  /// What the survivor's guest is about to say, numbered as on the wire.
+  func outgoing(_ frame: UnsafeRawBufferPointer, _ parsed: Frame) -> Verdict {
+    if isSettled.load(ordering: .acquiring) || parsed.kind != .tcp { return .pass }
+    return state.withLock { state in
+      if state.resets[parsed.key] == nil, state.ledger?.awaits(parsed.key) == true {
+        state.ledger?.said(unsafe Array(frame), header: NetHeader.size)
+        if let reset = settle(&state).first { return .replace(reset) }
+        isSettled.store(state.ledger?.isEmpty != false && state.resets.isEmpty, ordering: .releasing)
+      }
+      return state.resets[parsed.key] == nil ? .pass : .drop
+    }
+  }
+
+  /// What a client says: on a connection that is over it is answered by a reset, in place of the guest.
+  func incoming(_ frame: UnsafeRawBufferPointer, _ parsed: Frame) -> Verdict {
+    if isSettled.load(ordering: .acquiring) || parsed.kind != .tcp { return .pass }
+    return state.withLock { state in
+      let flow = parsed.key.reversed
+      guard state.resets[flow] != nil else { return .pass }
+      // Another connection of the same name.
+      if parsed.flags.contains(.syn) {
+        state.resets[flow] = nil
+        return .pass
+      }
+      guard parsed.flags.contains(.ack), !parsed.flags.contains(.rst) else { return .drop }
+      return .replace(
+        ResetFrame.answering(unsafe Array(frame), header: NetHeader.size, sequence: parsed.acknowledgement))
+    }
+  }
+}

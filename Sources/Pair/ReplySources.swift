@@ -1,0 +1,183 @@
+internal import Devices
+internal import GuestMemory
+internal import Replication
+internal import VirtioLayout
+
+/// What a guest has said of its replies (``SourceRecord``), and whether that lets a frame go early. Device thread.
+///
+/// Everything here is the guest's word: records are copied once, checked, and bounded in number; one that makes no sense only
+/// means that its reply is held.
+struct ReplySources {
+  private struct Source {
+    var address: UInt64
+    var length: UInt32
+    var offset: UInt32
+  }
+
+  private struct Record {
+    var sequence: UInt32
+    var length: UInt32
+    var sources: InlineArray<12, Source>
+    var count: Int
+    var end: UInt32 { sequence &+ length }
+
+    /// - Returns: how far a position of the stream lies in the record; nil outside.
+    func offset(of position: UInt32) -> UInt32? {
+      let offset = position &- sequence
+      return offset < length ? offset : nil
+    }
+  }
+
+  private static let perFlow = 256
+  private static let mostRecords = 8192
+  /// The longest range that determines an answer without being in it.
+  private static let mostUncopied = 4096
+
+  private let memory: GuestMemory
+  private let registers: PairRegisters
+  private let pages: SourcePages
+  private var generation: UInt32?
+  private var rings: [(address: UInt64, next: UInt64)] = []
+  private var flows: [FlowKey: [Record]] = [:]
+  private var count = 0
+  private var scratch = [UInt8](repeating: 0, count: Self.mostUncopied)
+
+  init(_ memory: GuestMemory, _ registers: PairRegisters, _ pages: SourcePages) {
+    self.memory = memory
+    self.registers = registers
+    self.pages = pages
+  }
+
+  /// The checkpoint from which on the secondary has all that a frame says; nil when that is not known.
+  /// - Parameters:
+  ///   - frame: as the guest numbers it.
+  ///   - bytes: the frame without its virtio-net header.
+  mutating func synchronisedBy(_ frame: Frame, _ bytes: UnsafeRawBufferPointer) -> UInt64? {
+    guard frame.kind == .tcp, !frame.payload.isEmpty else { return nil }
+    poll()
+    guard !rings.isEmpty, frame.flags.isDisjoint(with: [.syn, .fin, .rst]), let records = flows[frame.key] else {
+      return nil
+    }
+    let end = frame.sequence &+ UInt32(frame.payload.count)
+    let result = unsafe check(
+      records, frame.sequence,
+      UnsafeRawBufferPointer(rebasing: bytes[frame.payload.lowerBound..<frame.payload.upperBound]))
+    forget(frame.key, records, before: end)
+    return result
+  }
+
+  private mutating func check(_ records: [Record], _ sequence: UInt32, _ payload: UnsafeRawBufferPointer) -> UInt64? {
+    var result: UInt64 = 0
+    var done = 0
+    while done < payload.count {
+      let at = sequence &+ UInt32(done)
+      guard let record = records.first(where: { $0.offset(of: at) != nil }), let start = record.offset(of: at) else {
+        return nil
+      }
+      let taken = min(Int(record.length - start), payload.count - done)
+      let part = unsafe UnsafeRawBufferPointer(rebasing: payload[done..<done + taken])
+      for index in 0..<record.count {
+        guard let since = unsafe check(record.sources[index], part, from: Int(start)) else { return nil }
+        result = max(result, since)
+      }
+      done += taken
+    }
+    return result
+  }
+
+  /// - Parameters:
+  ///   - part: of the reply, from `start` on.
+  private mutating func check(_ source: Source, _ part: UnsafeRawBufferPointer, from start: Int) -> UInt64? {
+    if source.offset == SourceRecord.notCopied {
+      let count = Int(source.length)
+      guard count <= scratch.count else { return nil }
+      let (memory, pages) = (memory, pages)
+      return unsafe scratch.withUnsafeMutableBytes { scratch -> UInt64? in
+        let bytes = unsafe UnsafeMutableRawBufferPointer(rebasing: scratch[..<count])
+        guard unsafe (try? memory.read(into: bytes, at: source.address)) != nil else { return nil }
+        return unsafe pages.synchronised(UnsafeRawBufferPointer(bytes), at: source.address)
+      }
+    }
+    let from = max(Int(source.offset), start)
+    let to = min(Int(source.offset) + Int(source.length), start + part.count)
+    guard from < to else { return 0 }
+    let (address, overflow) = source.address.addingReportingOverflow(UInt64(from - Int(source.offset)))
+    guard !overflow else { return nil }
+    return unsafe pages.synchronised(UnsafeRawBufferPointer(rebasing: part[from - start..<to - start]), at: address)
+  }
+
+  /// What lies before a position that has been sent is not asked for again, unless it is sent again: then it is held.
+  private mutating func forget(_ flow: FlowKey, _ records: [Record], before end: UInt32) {
+    let left = records.filter { Int32(bitPattern: $0.end &- end) > 0 }
+    guard left.count < records.count else { return }
+    count -= records.count - left.count
+    flows[flow] = left.isEmpty ? nil : left
+  }
+
+  // MARK: Rings
+
+  private mutating func poll() {
+    if generation != registers.generation {
+      generation = registers.generation
+      let known = Dictionary(rings.map { ($0.address, $0.next) }) { first, _ in first }
+      rings = registers.rings.map { ($0, known[$0] ?? 1) }
+    }
+    for index in rings.indices {
+      for _ in 0..<SourceRing.records {
+        guard let next = take(rings[index].address, rings[index].next) else { break }
+        rings[index].next = next
+      }
+    }
+  }
+
+  /// Takes the record `number` of a ring, or a later one in its place.
+  /// - Returns: the number of the next; nil when there is none yet.
+  private mutating func take(_ ring: UInt64, _ number: UInt64) -> UInt64? {
+    let at = ring + (number &- 1) % SourceRing.records * SourceRecord.size
+    guard let written = try? memory.load64(at: at + SourceRecord.number), written >= number, written < .max else {
+      return nil
+    }
+    var record = InlineArray<256, UInt8>(repeating: 0)
+    let isRead = unsafe withUnsafeMutableBytes(of: &record) { bytes in
+      unsafe (try? memory.read(into: bytes, at: at)) != nil
+    }
+    // Written over meanwhile: whatever it is, it is not this one.
+    guard isRead, (try? memory.load64(at: at + SourceRecord.number)) == written else { return written + 1 }
+    unsafe withUnsafeBytes(of: &record) { unsafe keep($0) }
+    return written + 1
+  }
+
+  private mutating func keep(_ bytes: UnsafeRawBufferPointer) {
+    func load<T: BitwiseCopyable>(_: T.Type, _ offset: UInt64) -> T {
+      unsafe bytes.loadUnaligned(fromByteOffset: Int(offset), as: T.self)
+    }
+    func address(_ offset: UInt64) -> FlowKey.Address {
+      FlowKey.Address(high: load(UInt64.self, offset), low: load(UInt64.self, offset + 8))
+    }
+    let sources = Int(load(UInt8.self, SourceRecord.sourceCount))
+    guard sources <= SourceRecord.mostSources else { return }
+    var record = Record(
+      sequence: load(UInt32.self, SourceRecord.sequence), length: load(UInt32.self, SourceRecord.length),
+      sources: InlineArray(repeating: Source(address: 0, length: 0, offset: 0)), count: sources)
+    for index in 0..<sources {
+      let at = SourceRecord.sources + UInt64(index) * 16
+      record.sources[index] = Source(
+        address: load(UInt64.self, at), length: load(UInt32.self, at + 8), offset: load(UInt32.self, at + 12))
+    }
+    let flow = FlowKey(
+      source: address(SourceRecord.localAddress), destination: address(SourceRecord.remoteAddress),
+      sourcePort: load(UInt16.self, SourceRecord.localPort),
+      destinationPort: load(UInt16.self, SourceRecord.remotePort),
+      proto: 6, version: load(UInt8.self, SourceRecord.version), vlan: 0)
+    if count >= Self.mostRecords {
+      flows.removeAll()
+      count = 0
+    }
+    if let known = flows[flow]?.count, known >= Self.perFlow {
+      count -= known
+      flows[flow] = nil
+    }
+    flows[flow, default: []].append(record)
+    count += 1
+  }
+}

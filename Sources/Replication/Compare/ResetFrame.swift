@@ -1,0 +1,70 @@
+/// Frames that end a TCP connection in the name of one of its ends.
+public enum ResetFrame {
+  /// Made of another frame of the same sender: the same headers without options and payload.
+  /// - Parameters:
+  ///   - bytes: a TCP frame with `header` bytes of a virtio-net header in front.
+  ///   - sequence: what the other end expects next.
+  public static func of(_ bytes: [UInt8], header: Int, sequence: UInt32) -> [UInt8] {
+    let frame = Frame(bytes.span.extracting(header...))
+    let transport = header + frame.transport
+    var reset = [UInt8](repeating: 0, count: header) + bytes[header..<transport + 20]
+    var span = reset.mutableSpan
+    span.store32(sequence, at: transport + 4)
+    span[transport + 12] = 5 << 4
+    span[transport + 13] = Frame.Flags.rst.union(.ack).rawValue
+    span.store16(0, at: transport + 14)
+    span.store32(0, at: transport + 16)
+    finish(&reset, frame, header: header)
+    return reset
+  }
+
+  /// Made of a frame that came from the other end.
+  public static func answering(_ bytes: [UInt8], header: Int, sequence: UInt32) -> [UInt8] {
+    var turned = bytes
+    let frame = Frame(bytes.span.extracting(header...))
+    func swap(_ a: Int, _ b: Int, _ count: Int) {
+      for index in 0..<count { turned.swapAt(a + index, b + index) }
+    }
+    swap(header, header + 6, 6)
+    let network = header + (frame.key.vlan == 0 && bytes[header + 12] != 0x81 ? 14 : 18)
+    if frame.key.version == 4 { swap(network + 12, network + 16, 4) } else { swap(network + 8, network + 24, 16) }
+    let transport = header + frame.transport
+    swap(transport, transport + 2, 2)
+    // It acknowledges all of what it answers.
+    let length = UInt32(frame.payload.count) &+ (frame.flags.contains(.fin) ? 1 : 0)
+    var span = turned.mutableSpan
+    span.store32(frame.sequence &+ length, at: transport + 8)
+    return of(turned, header: header, sequence: sequence)
+  }
+
+  /// Lengths and checksums.
+  private static func finish(_ reset: inout [UInt8], _ frame: Frame, header: Int) {
+    let transport = header + frame.transport
+    let network = header + (reset[header + 12] == 0x81 && reset[header + 13] == 0 ? 18 : 14)
+    let length = reset.count - transport
+    if frame.key.version == 4 {
+      store(UInt16(reset.count - network), &reset, at: network + 2)
+      store(0, &reset, at: network + 10)
+      store(~sum(reset, network..<transport, 0), &reset, at: network + 10)
+    } else {
+      store(UInt16(reset.count - network - 40), &reset, at: network + 4)
+    }
+    let addresses = frame.key.version == 4 ? network + 12..<network + 20 : network + 8..<network + 40
+    // The pseudo-header: addresses, protocol, length.
+    let pseudo = UInt32(sum(reset, addresses, UInt32(length) + 6))
+    store(~sum(reset, transport..<transport + 20, pseudo), &reset, at: transport + 16)
+  }
+
+  private static func store(_ value: UInt16, _ bytes: inout [UInt8], at offset: Int) {
+    var span = bytes.mutableSpan
+    span.store16(value, at: offset)
+  }
+
+  /// The ones' complement sum of 16-bit words (RFC 1071).
+  private static func sum(_ bytes: [UInt8], _ range: Range<Int>, _ start: UInt32) -> UInt16 {
+    var sum = start
+    for at in stride(from: range.lowerBound, to: range.upperBound - 1, by: 2) { sum += UInt32(bytes.span.load16(at)) }
+    while sum > 0xffff { sum = sum & 0xffff + sum >> 16 }
+    return UInt16(sum)
+  }
+}

@@ -1,0 +1,31 @@
+extension OutputGate {
+  /// What has gone through the gate so far.
+  public struct Counters: Equatable, Sendable {
+    /// Frames that left at once, after equal output, and after a checkpoint.
+    public var atOnce: UInt64 = 0
+    public var equal: UInt64 = 0
+    public var checkpointed: UInt64 = 0
+    /// Frames that left before the secondary had said as much, and differences found in their flows afterwards.
+    public var early: UInt64 = 0
+    public var contradicted: UInt64 = 0
+    /// Nanoseconds that released frames were held: sum and longest.
+    public var heldTime: UInt64 = 0
+    public var longestHeld: UInt64 = 0
+    /// Frames refused because the gate was full; their guest sends them again later.
+    public var refused: UInt64 = 0
+  }
+
+  /// A frame that leaves, with its virtio-net header.
+  public struct Leaving: Sendable {
+    public var bytes: [UInt8]
+    /// Of a frame that leaves before the secondary has said as much; 0 of others.
+    public var earlyIn: UInt64
+  }
+
+  public enum Admission: Equatable, Sendable {
+    /// It has left, or will; what to call it when it is compared.
+    case admitted(token: UInt64)
+    /// No room: the caller keeps the frame and asks for a checkpoint.
+    case full
+  }
+}
