@@ -377,6 +377,10 @@ public final class SecondarySide: PairTraffic {
       TapOutput.announce(parts.mac, on: tap)
       let sent = state.withLock { $0.unconfirmed.take(now: lx_monotonic_ns()) }
       let received = parts.backend?.log.sinceCheckpoint ?? []
+      if mode == .coloPlusPlus {
+        let again = Repetition.input(received: received, sent: sent, header: NetHeader.size)
+        parts.backend?.log.add(again.map { received[$0] })
+      }
       for index in Repetition.needed(sent: sent, received: received, header: NetHeader.size) {
         _ = TapOutput.send(sent[index], to: tap)
       }

@@ -23,6 +23,18 @@ import Testing
     #expect(needed([data], [TCPSegment(acknowledgement: 103), TCPSegment(acknowledgement: 90)]) == [])
   }
 
+  @Test func input_thatTheGuestHasNotAcknowledged_isGivenAgain() {
+    func client(_ sequence: UInt32, _ payload: [UInt8], port: UInt16 = 40000, flags: UInt8 = TCPSegment.ack) -> [UInt8] {
+      TCPSegment(peerPort: port, isIncoming: true, sequence: sequence, flags: flags, payload: payload).bytes
+    }
+    let received = [
+      client(0xffff_fffe, [1, 2, 3, 4]), client(2, [5]), client(3, []), client(3, [], flags: TCPSegment.fin | TCPSegment.ack),
+      client(7, [1], port: 1), client(9, [], port: 2, flags: TCPSegment.syn), client(9, [1], port: 2, flags: TCPSegment.rst),
+    ]
+    let sent = [TCPSegment(acknowledgement: 2).bytes, TCPSegment(acknowledgement: 0xffff_fffe).bytes]
+    #expect(Repetition.input(received: received, sent: sent, header: 0) == [1, 3, 4])
+  }
+
   @Test func sequenceNumbersWrap() {
     let last = TCPSegment(sequence: 0xffff_fffe, payload: [1, 2, 3])
     #expect(needed([last], [TCPSegment(acknowledgement: 0)]) == [0])

@@ -7,9 +7,11 @@ from measure import Row, median
 from pair import Pair, lab
 
 NAME = "kv"
-MODES = ("none", "run", "remus", "colo")  # the first sets the rate of the half load
-ROWS = ["kv95_throughput_vs_none_remus", "kv95_pipelined_vs_none_remus", "kv95_p99_vs_none_remus",
-        "kv95_throughput_vs_none_colo", "kv95_pipelined_vs_none_colo", "kv95_p99_vs_none_colo", "kv95_throughput_none_vs_run"]
+MODES = ("none", "run", "remus", "colo", "colo++")  # the first sets the rate of the half load
+# Least throughput, and longest p99 at half load, as parts of none's.
+TARGETS = {"remus": (None, None), "colo": (">= 0.8", None), "colo++": (">= 0.95", "<= 1.15")}
+ROWS = [f"kv95_{what}_vs_none_{mode.replace('+', 'p')}" for mode in TARGETS for what in ("throughput", "pipelined", "p99")]
+ROWS += ["kv95_throughput_none_vs_run"]
 SUSTAINED = 0.95  # of the requests that are due; below that a latency only says how long the run was
 
 
@@ -41,20 +43,21 @@ def run(options):
         return f"{median(each[what] for each in results[mode]):.0f}"
 
     rows = []
-    for mode, target in (("remus", None), ("colo", ">= 0.8")):
-        rows.append(Row(f"kv95_throughput_vs_none_{mode}", ratio(full, mode, "per_second"), "×",
+    for mode, (target, latency) in TARGETS.items():
+        name = mode.replace("+", "p")
+        rows.append(Row(f"kv95_throughput_vs_none_{name}", ratio(full, mode, "per_second"), "×",
                         f"{told(full, mode, 'per_second')}/s; none {told(full, 'none', 'per_second')}/s; p50 "
                         f"{told(full, mode, 'p50')} µs, p99 {told(full, mode, 'p99')} µs; none {told(full, 'none', 'p50')}, "
                         f"{told(full, 'none', 'p99')}", runs, target))
-        rows.append(Row(f"kv95_pipelined_vs_none_{mode}", ratio(piped, mode, "per_second"), "×",
+        rows.append(Row(f"kv95_pipelined_vs_none_{name}", ratio(piped, mode, "per_second"), "×",
                         f"16 deep: {told(piped, mode, 'per_second')}/s; none {told(piped, 'none', 'per_second')}/s", runs,
                         target))
         if all(each["per_second"] >= SUSTAINED * each["rate"] for each in half[mode] + half["none"]):
-            rows.append(Row(f"kv95_p99_vs_none_{mode}", ratio(half, mode, "p99"), "×",
+            rows.append(Row(f"kv95_p99_vs_none_{name}", ratio(half, mode, "p99"), "×",
                             f"half load: p50 {told(half, mode, 'p50')} µs, p99 {told(half, mode, 'p99')} µs; none "
-                            f"{told(half, 'none', 'p50')}, {told(half, 'none', 'p99')}", runs))
+                            f"{told(half, 'none', 'p50')}, {told(half, 'none', 'p99')}", runs, latency))
         else:
-            rows.append(Row(f"kv95_p99_vs_none_{mode}", None, "", f"half of none's load, {told(half, mode, 'rate')}/s, is not "
+            rows.append(Row(f"kv95_p99_vs_none_{name}", None, "", f"half of none's load, {told(half, mode, 'rate')}/s, is not "
                             f"sustained: {told(half, mode, 'per_second')}/s; none {told(half, 'none', 'per_second')}/s"))
     rows.append(Row("kv95_throughput_none_vs_run", ratio(full, "none", "per_second", "run"), "×",
                     f"run {told(full, 'run', 'per_second')}/s", runs))

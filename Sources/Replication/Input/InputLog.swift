@@ -68,6 +68,9 @@ public final class InputLog: Sendable {
   /// What has come since the last checkpoint that was loaded, given to the guest or not.
   public var sinceCheckpoint: [[UInt8]] { state.withLock { Array($0.frames[$0.head...]) } }
 
+  /// Frames for the guest behind what it has not been given yet: a survivor's, which nobody counts any more.
+  public func add(_ frames: [[UInt8]]) { state.withLock { $0.frames += frames } }
+
   /// The guest is put back to a checkpoint that was taken when `given` frames had been given: they are dropped, and those
   /// after them are given again.
   public func rewind(toCheckpointAfter given: UInt64) throws(Refusal) {
