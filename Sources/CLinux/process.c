@@ -34,6 +34,17 @@ void lx_thread_urgent(void) {
   sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &parameters);
 }
 int lx_thread_join(pthread_t thread) { return -pthread_join(thread, NULL); }
+void lx_thread_limit_cpus(pthread_t thread, int count) {
+  cpu_set_t all, some;
+  if (sched_getaffinity(getpid(), sizeof all, &all) < 0) return;
+  CPU_ZERO(&some);
+  for (int cpu = 0, taken = 0; cpu < CPU_SETSIZE && (count == 0 || taken < count); cpu++) {
+    if (!CPU_ISSET(cpu, &all)) continue;
+    CPU_SET(cpu, &some);
+    taken++;
+  }
+  pthread_setaffinity_np(thread, sizeof some, &some);
+}
 int lx_thread_signal(pthread_t thread, int signal) { return -pthread_kill(thread, signal); }
 
 int lx_kick_signal(void) { return SIGRTMIN; }

@@ -40,6 +40,9 @@ public struct HostThread: Sendable {
   /// Interrupts the system call the thread may be in.
   public func signal(_ number: Int32) { lx_thread_signal(pthread_t(handle), number) }
 
+  /// Lets the thread run on the first `count` of the CPUs that the process may use; 0 for all of them.
+  public func limitHostCPUs(_ count: Int) { lx_thread_limit_cpus(pthread_t(handle), CInt(count)) }
+
   /// Waits until `descriptor` is readable, or a signal comes.
   public static func waitReadable(_ descriptor: CInt, timeoutMilliseconds: Int32 = -1) {
     wait(descriptor, POLLIN, timeoutMilliseconds)

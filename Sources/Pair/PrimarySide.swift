@@ -96,13 +96,13 @@ public final class PrimarySide: PairTraffic {
     lx_eventfd_signal(wake)
   }
 
-  /// In a mode in which output may leave early: offers the guest to say what its replies are made of. Before the guest starts, or
-  /// goes on.
-  public func offerSources(_ memory: GuestMemory, _ registers: PairRegisters, _ backend: PairBackend?) {
-    guard options.mode == .coloPlusPlus else { return }
+  /// Offers the guest to get by with fewer CPUs and, in a mode in which output may leave early, to say what its replies are made
+  /// of. Before the guest starts, or goes on.
+  public func offer(_ memory: GuestMemory, _ registers: PairRegisters, _ backend: PairBackend?) {
+    guard options.mode == .coloPlusPlus else { return registers.offer(PairFeature.activeCPUs) }
     let pages = SourcePages(memory)
     sourcePages.withLock { $0 = pages }
-    registers.offer(PairFeature.sources)
+    registers.offer(PairFeature.sources | PairFeature.activeCPUs)
     backend?.useSources(memory, registers, pages)
   }
 

@@ -22,11 +22,13 @@ public final class SecondarySide: PairTraffic {
     public var tap: (any FrameBackend)?
     /// What serves the guest's clients after a takeover; ``PairBackend/gate`` is its gate.
     public var successor: PrimarySide
+    public var registers: PairRegisters
     public init(
       machine: Machine, backend: PairBackend?, disks: [FollowerDisk], mac: [UInt8], tap: (any FrameBackend)?,
-      successor: PrimarySide
+      successor: PrimarySide, registers: PairRegisters
     ) {
       self.successor = successor
+      self.registers = registers
       self.machine = machine
       self.backend = backend
       self.disks = disks
@@ -71,6 +73,7 @@ public final class SecondarySide: PairTraffic {
   }
   /// Whether KVM must be made to forget translations after a load (``HostProbe/translationsGoStale()``).
   private let refreshes: Bool
+  private let shrink: Shrink
   let state = Mutex(State())
   let peer: PeerWatch
   let meter = PairMeter()
@@ -79,7 +82,8 @@ public final class SecondarySide: PairTraffic {
   private let loader = Mutex<HostThread?>(nil)
 
   /// - Parameter beats: the second way of signs of life.
-  public init(refreshes: Bool, beats: BeatPath? = nil) {
+  public init(refreshes: Bool, beats: BeatPath? = nil, shrink: Shrink = Shrink()) {
+    self.shrink = shrink
     self.refreshes = refreshes
     peer = PeerWatch(role: .joining, beats: beats)
   }
@@ -338,7 +342,9 @@ public final class SecondarySide: PairTraffic {
     // What the first copy took.
     if first { lx_trim_heap() }
     guard mode.compares else { return }
+    if shrink.level == .guest || first { shrink.apply(machine, parts.registers) }
     if first { try machine.start() } else { machine.resume() }
+    if first { shrink.apply(machine, parts.registers) }
     parts.backend?.signal()
   }
 
@@ -369,6 +375,7 @@ public final class SecondarySide: PairTraffic {
       }
     }
     FaultPoints.pass(.takeoverDisks)
+    shrink.lift(machine, parts.registers)
     parts.successor.take(term: peer.term)
     let resets = early.takeOver()
     parts.backend?.serve(parts.successor, early: early)

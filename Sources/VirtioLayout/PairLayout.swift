@@ -14,11 +14,27 @@
   /// RW: the ring's guest-physical address. The high word takes effect; 0, or one that will not do, is no ring.
   @inlinable public static var ringLow: UInt64 { 0x18 }
   @inlinable public static var ringHigh: UInt64 { 0x1c }
+  /// RW: the guest-physical address of ``PairControl``, a multiple of 8. The high word takes effect; 0 is none.
+  @inlinable public static var controlLow: UInt64 { 0x20 }
+  @inlinable public static var controlHigh: UInt64 { 0x24 }
+  /// Rises when something in ``PairControl`` has changed: an input of the IOAPIC, edge-triggered.
+  @inlinable public static var interrupt: UInt32 { 3 }
 }
 
 @frozen public enum PairFeature {
   /// The guest may say what its replies are made of (``SourceRecord``).
   @inlinable public static var sources: UInt32 { 1 << 0 }
+  /// The guest may be asked to get by with fewer CPUs (``PairControl``).
+  @inlinable public static var activeCPUs: UInt32 { 1 << 1 }
+}
+
+/// Words in the guest's memory, 4 bytes each, by which its VMM asks for something.
+@frozen public enum PairControl {
+  @inlinable public static var size: UInt64 { 8 }
+  /// Written by the VMM: how many CPUs are to be active, the first of them; 0 for all. The others take no work, and stay in HLT.
+  @inlinable public static var wanted: UInt64 { 0 }
+  /// Written by the guest: how many are.
+  @inlinable public static var active: UInt64 { 4 }
 }
 
 /// Memory of the guest in which it says what its replies are made of: records in a row, written over and over. It begins at a

@@ -21,7 +21,7 @@ import VirtioLayout
   init() throws {
     let memory = try GuestMemory(size: 1 << 20)
     self.memory = memory
-    registers = PairRegisters(isRAM: { memory.fileOffset(of: $0, count: SourceRing.size) != nil })
+    registers = PairRegisters(memory, line: try InterruptLine())
     pages = SourcePages(memory)
     sources = ReplySources(memory, registers, pages)
     setRing(0, Self.ring)
@@ -180,15 +180,24 @@ import VirtioLayout
   }
 
   @Test func registers_comeBack() throws {
-    let other = PairRegisters(isRAM: { $0 < 1 << 19 })
-    setRing(3, 0x4_0000)
+    let other = PairRegisters(memory, line: try InterruptLine())
+    setRing(3, 0xc_0000)
+    registers.write(offset: PairRegister.controlLow, size: 4, value: 0x6008)
+    registers.write(offset: PairRegister.controlHigh, size: 4, value: 0)
     var writer = StateWriter()
     registers.save(to: &writer)
     var reader = StateReader(writer.bytes)
     try other.restore(from: &reader)
-    #expect(other.rings == [Self.ring, 0x4_0000])
-    let small = PairRegisters(isRAM: { _ in false })
-    reader = StateReader(writer.bytes)
-    #expect(throws: StateError.self) { try small.restore(from: &reader) }
+    #expect(other.rings == [Self.ring, 0xc_0000])
+    #expect(other.want(2) && other.active == 0)
+    #expect(try memory.load(UInt32.self, at: 0x6008) == 2)
+    // Anything but the tag and the length, which have checks of their own.
+    for (offset, value) in [(10, 99), (18, 1), (18 + 7, 0xff), (18 + 16 * 8 + 4, 1)] as [(Int, UInt8)] {
+      var bytes = writer.bytes
+      bytes[offset] = value
+      reader = StateReader(bytes)
+      #expect(throws: StateError.self, "byte \(offset)") { try other.restore(from: &reader) }
+    }
+    #expect(other.rings == [Self.ring, 0xc_0000], "what was refused has changed nothing")
   }
 }

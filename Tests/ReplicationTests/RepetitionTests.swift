@@ -24,12 +24,15 @@ import Testing
   }
 
   @Test func input_thatTheGuestHasNotAcknowledged_isGivenAgain() {
-    func client(_ sequence: UInt32, _ payload: [UInt8], port: UInt16 = 40000, flags: UInt8 = TCPSegment.ack) -> [UInt8] {
+    func client(_ sequence: UInt32, _ payload: [UInt8], port: UInt16 = 40000, flags: UInt8 = TCPSegment.ack) -> [UInt8]
+    {
       TCPSegment(peerPort: port, isIncoming: true, sequence: sequence, flags: flags, payload: payload).bytes
     }
     let received = [
-      client(0xffff_fffe, [1, 2, 3, 4]), client(2, [5]), client(3, []), client(3, [], flags: TCPSegment.fin | TCPSegment.ack),
-      client(7, [1], port: 1), client(9, [], port: 2, flags: TCPSegment.syn), client(9, [1], port: 2, flags: TCPSegment.rst),
+      client(0xffff_fffe, [1, 2, 3, 4]), client(2, [5]), client(3, []),
+      client(3, [], flags: TCPSegment.fin | TCPSegment.ack),
+      client(7, [1], port: 1), client(9, [], port: 2, flags: TCPSegment.syn),
+      client(9, [1], port: 2, flags: TCPSegment.rst),
     ]
     let sent = [TCPSegment(acknowledgement: 2).bytes, TCPSegment(acknowledgement: 0xffff_fffe).bytes]
     #expect(Repetition.input(received: received, sent: sent, header: 0) == [1, 3, 4])

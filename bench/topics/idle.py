@@ -12,10 +12,13 @@ ROWS = ["idle_cpu_primary", "idle_cpu_secondary", "idle_bytes_per_s", "idle_chec
 
 
 def extra_mib(process, ram):
-    """Anonymous memory and files, and what of the shared memory is more than the guest's RAM."""
+    """Anonymous memory and files, and what of the shared memory is more than the guest's RAM. A secondary maps its guest's
+    memory twice: its pages are shared with nobody else, so that their proportional size counts each once."""
     with open(f"/proc/{process.pid}/status") as file:
         rss = {name: int(size) / 1024 for name, size in re.findall(r"Rss(\w+):\s+(\d+) kB", file.read())}
-    return rss["Anon"] + rss["File"] + max(0, rss["Shmem"] - ram)
+    with open(f"/proc/{process.pid}/smaps_rollup") as file:
+        shared = int(re.search(r"Pss_Shmem:\s+(\d+) kB", file.read())[1]) / 1024
+    return rss["Anon"] + rss["File"] + max(0, shared - ram)
 
 
 def run(options):

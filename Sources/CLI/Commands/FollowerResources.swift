@@ -15,11 +15,13 @@ struct FollowerResources: Sendable {
   private var disks: [DiskFile] = []
   /// The second way of signs of life, towards the primary.
   let beats: BeatPath?
+  let shrink: Shrink
   /// For the threads that make and follow: what they hear comes from another host.
   let filters: SeccompFilters
 
   /// - Parameter beats: where the primary's signs of life come to, besides the channel.
-  init(_ settings: MachineSettings, beats: String) throws {
+  init(_ settings: MachineSettings, beats: String, shrink: Shrink) throws {
+    self.shrink = shrink
     self.beats = try BeatPath(beats, listens: true)
     guard settings.description.cards.count <= 1 else {
       throw ValidationError("a protected guest has one network card at the most")
@@ -38,7 +40,7 @@ struct FollowerResources: Sendable {
   /// Settings for the machine that a primary describes, and the parts that go with it.
   func machine(
     _ settings: MachineSettings, _ description: PairDescription, _ side: SecondarySide, _ next: Protection.Target?
-  ) throws -> (MachineSettings, (Machine) -> (SecondarySide.Parts, Protection?)) {
+  ) throws -> (MachineSettings, (AssembledMachine) -> (SecondarySide.Parts, Protection?)) {
     var settings = settings
     if let lack = try kvm.hostProcessor().lacks(of: description.processor) {
       throw Failure("the guest could not go on here: \(lack); use hosts with the same processors", .badData)
@@ -82,13 +84,14 @@ struct FollowerResources: Sendable {
     let (made, opened, mirrored) = (backend, followers, mirrors)
     return (
       settings,
-      { machine in
+      { assembled in
         (
           SecondarySide.Parts(
-            machine: machine, backend: made, disks: opened, mac: description.mac, tap: tap, successor: successor),
+            machine: assembled.machine, backend: made, disks: opened, mac: description.mac, tap: tap,
+            successor: successor, registers: assembled.pair),
           next.map { next in
             Protection(
-              side: successor, machine: machine, backend: made, disks: mirrored, target: next,
+              side: successor, machine: assembled.machine, backend: made, disks: mirrored, target: next,
               description: description.encoded, filters: filters)
           }
         )

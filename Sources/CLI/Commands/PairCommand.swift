@@ -3,6 +3,7 @@ import CLinux
 import Devices
 import Glibc
 import MiniVMM
+import Pair
 import Replication
 
 struct PairCommand: ParsableCommand {
@@ -33,7 +34,13 @@ struct PairCommand: ParsableCommand {
   @Option(help: ArgumentHelp("Control socket of the secondary; --control is the primary's.", valueName: "path"))
   var secondaryControl: String?
 
-  @Option(help: "What may leave when: none, remus (after the checkpoint) or colo (when both say the same).")
+  @OptionGroup var shrink: ShrinkOptions
+
+  @Option(
+    help: """
+      What may leave when: none, remus (after the checkpoint), colo (when both say the same) or colo++ (colo, or at once if \
+      made of what the secondary has).
+      """)
   var mode: ReplicationMode = .colo
 
   @Option(help: ArgumentHelp("Longest time between checkpoints.", valueName: "time"))
@@ -70,6 +77,7 @@ struct PairCommand: ParsableCommand {
     // Both write from the start of a file.
     case .file(let path): arguments += ["--console", "file=\(path).secondary"]
     }
+    arguments += ["--shrink", shrink.shrink.rawValue, "--shrink-to", "\(shrink.shrinkTo)"]
     arguments += ["--seccomp", settings.description.seccomp.rawValue]
     if let user = settings.user { arguments += ["--user", user] }
     return arguments
@@ -77,7 +85,7 @@ struct PairCommand: ParsableCommand {
 
   /// Our own arguments but for those that are the secondary's.
   private static func primaryArguments() -> [String] {
-    let own = ["--secondary-net", "--secondary-disk", "--secondary-control"]
+    let own = ["--secondary-net", "--secondary-disk", "--secondary-control", "--shrink", "--shrink-to"]
     var arguments = ["primary", "--key", PairProcesses.key]
     var skips = false
     for argument in CommandLine.arguments.dropFirst(2) {

@@ -34,7 +34,11 @@ struct PrimaryCommand: ParsableCommand {
       valueName: "host:port"))
   var heartbeat: String?
 
-  @Option(help: "What may leave when: none, remus (after the checkpoint) or colo (when both say the same).")
+  @Option(
+    help: """
+      What may leave when: none, remus (after the checkpoint), colo (when both say the same) or colo++ (colo, or at once if \
+      made of what the secondary has).
+      """)
   var mode: ReplicationMode = .colo
 
   @Option(help: ArgumentHelp("Longest time between checkpoints.", valueName: "time"))
@@ -82,7 +86,7 @@ struct PrimaryCommand: ParsableCommand {
       mac: mac,
       disks: disks.map(\.capacity), processor: try KVMSystem().hostProcessor())
     let session = try guest.session(settings)
-    side.offerSources(session.assembled.memory, session.assembled.pair, backend)
+    side.offer(session.assembled.memory, session.assembled.pair, backend)
     // A guest that has ended is not to be taken over.
     defer { side.finish() }
     let protection = Protection(

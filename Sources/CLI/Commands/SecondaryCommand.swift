@@ -36,6 +36,8 @@ struct SecondaryCommand: ParsableCommand {
   @Option(help: ArgumentHelp("Where that secondary's --heartbeat listens.", valueName: "host:port"))
   var replicateHeartbeat: String?
 
+  @OptionGroup var shrink: ShrinkOptions
+
   @OptionGroup var machine: MachineOptions
 
   @OptionGroup var child: ChildOptions
@@ -63,7 +65,7 @@ struct SecondaryCommand: ParsableCommand {
     }
     var address = listen
     if address.hasSuffix(":0") { address = "\(address.dropLast())\(lx_local_port(listener))" }
-    let resources = try FollowerResources(settings, beats: heartbeat ?? address)
+    let resources = try FollowerResources(settings, beats: heartbeat ?? address, shrink: shrink.value)
     let next = replicate.map { Protection.Target(address: $0, heartbeat: replicateHeartbeat, key: key) }
     let service = try SecondaryService(
       main, settings, resources, listener: listener, address: address, key: key, next: next)

@@ -93,7 +93,7 @@ final class SecondaryService: EventHandler {
   private func free() -> SecondarySide? {
     phase.withLock { phase in
       guard case .waiting = phase else { return nil }
-      let side = SecondarySide(refreshes: resources.refreshes, beats: resources.beats)
+      let side = SecondarySide(refreshes: resources.refreshes, beats: resources.beats, shrink: resources.shrink)
       side.onRole = { tell("pair: now \($0.rawValue): \($1)") }
       phase = .following(side)
       return side
@@ -107,8 +107,8 @@ final class SecondaryService: EventHandler {
       side.mode = description.mode
       let (settings, parts) = try resources.machine(settings, description, side, next)
       let session = try Session(settings, main: main, sink: sink, kvm: resources.kvm)
-      let (made, protection) = parts(session.assembled.machine)
-      made.successor.offerSources(session.assembled.memory, session.assembled.pair, made.backend)
+      let (made, protection) = parts(session.assembled)
+      made.successor.offer(session.assembled.memory, session.assembled.pair, made.backend)
       kept.withLock { $0 = (session, made.successor, protection) }
       return made
     }

@@ -133,6 +133,8 @@ int lx_thread_start(pthread_t *thread, void *(*body)(void *), void *context);
 /// not allowed, nothing happens.
 void lx_thread_urgent(void);
 int lx_thread_join(pthread_t thread);
+/// Lets a thread run on the first `count` of the CPUs that the main thread may use; 0 for all of them.
+void lx_thread_limit_cpus(pthread_t thread, int count);
 /// Gives memory that malloc keeps back to the host.
 void lx_trim_heap(void);
 int lx_thread_signal(pthread_t thread, int signal);

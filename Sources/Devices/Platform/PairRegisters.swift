@@ -1,4 +1,4 @@
-internal import GuestMemory
+public import GuestMemory
 public import StateCodec
 internal import Synchronization
 internal import VirtioLayout
@@ -11,17 +11,21 @@ public final class PairRegisters: BusDevice, MachineDevice {
     var select: UInt32 = 0
     var low: UInt32 = 0
     var rings = [UInt64](repeating: 0, count: SourceRing.count)
+    var controlLow: UInt32 = 0
+    var control: UInt64 = 0
   }
 
   public let name = "pair"
   private let state = Mutex(State())
   /// Changes with the rings.
   private let changes = Atomic<UInt32>(0)
-  /// Whether a ring may lie at an address.
-  private let isRAM: @Sendable (UInt64) -> Bool
+  private let memory: GuestMemory
+  private let line: InterruptLine
 
-  /// - Parameter isRAM: whether ``SourceRing/size`` bytes at an address are RAM.
-  public init(isRAM: @escaping @Sendable (UInt64) -> Bool) { self.isRAM = isRAM }
+  public init(_ memory: GuestMemory, line: InterruptLine) {
+    self.memory = memory
+    self.line = line
+  }
 
   /// What guests are offered from now on (``PairFeature``).
   public func offer(_ features: UInt32) { state.withLock { $0.offered = features } }
@@ -31,6 +35,33 @@ public final class PairRegisters: BusDevice, MachineDevice {
   public var generation: UInt32 { changes.load(ordering: .acquiring) }
   /// Guest-physical addresses of the rings there are.
   public var rings: [UInt64] { state.withLock { $0.rings.filter { $0 != 0 } } }
+
+  /// Asks the guest to get by with its first `cpus` CPUs; nil for all.
+  /// - Returns: false when it has not said where it wants to be asked.
+  @discardableResult
+  public func want(_ cpus: Int?) -> Bool {
+    let control = state.withLock { $0.control }
+    guard control != 0, (try? memory.store(UInt32(cpus ?? 0), at: control + PairControl.wanted)) != nil else {
+      return false
+    }
+    line.raise()
+    return true
+  }
+
+  /// How many CPUs the guest says are active; nil when it has not said where.
+  public var active: Int? {
+    let control = state.withLock { $0.control }
+    guard control != 0 else { return nil }
+    return (try? memory.load(UInt32.self, at: control + PairControl.active)).map(Int.init)
+  }
+
+  private func isRing(_ address: UInt64) -> Bool {
+    address % GuestMemory.pageSize == 0 && memory.fileOffset(of: address, count: SourceRing.size) != nil
+  }
+
+  private func isControl(_ address: UInt64) -> Bool {
+    address % PairControl.size == 0 && memory.fileOffset(of: address, count: PairControl.size) != nil
+  }
 
   // MARK: BusDevice, vCPU threads
 
@@ -45,6 +76,8 @@ public final class PairRegisters: BusDevice, MachineDevice {
       case PairRegister.ringSelect: UInt64(state.select)
       case PairRegister.ringLow: ring & 0xffff_ffff
       case PairRegister.ringHigh: ring >> 32
+      case PairRegister.controlLow: state.control & 0xffff_ffff
+      case PairRegister.controlHigh: state.control >> 32
       default: 0
       }
     }
@@ -59,8 +92,12 @@ public final class PairRegisters: BusDevice, MachineDevice {
       case PairRegister.ringLow: state.low = value
       case PairRegister.ringHigh:
         let address = UInt64(value) << 32 | UInt64(state.low)
-        state.rings[Int(state.select)] = address % GuestMemory.pageSize == 0 && isRAM(address) ? address : 0
+        state.rings[Int(state.select)] = isRing(address) ? address : 0
         changes.wrappingAdd(1, ordering: .releasing)
+      case PairRegister.controlLow: state.controlLow = value
+      case PairRegister.controlHigh:
+        let address = UInt64(value) << 32 | UInt64(state.controlLow)
+        state.control = isControl(address) ? address : 0
       default: break
       }
     }
@@ -77,26 +114,29 @@ public final class PairRegisters: BusDevice, MachineDevice {
         writer.put(state.select)
         writer.put(state.low)
         for ring in state.rings { writer.put(ring) }
+        writer.put(state.controlLow)
+        writer.put(state.control)
       }
     }
   }
 
   public func restore(from reader: inout StateReader) throws(StateError) {
-    let (select, low, rings) = try reader.section(sectionTag("pair"), version: 1) { reader, _ throws(StateError) in
-      let select = try reader.get(UInt32.self)
-      let low = try reader.get(UInt32.self)
-      var rings: [UInt64] = []
-      for _ in 0..<SourceRing.count { rings.append(try reader.get()) }
-      return (select, low, rings)
+    let saved = try reader.section(sectionTag("pair"), version: 1) { reader, _ throws(StateError) in
+      var saved = State()
+      saved.select = try reader.get()
+      saved.low = try reader.get()
+      for index in 0..<SourceRing.count { saved.rings[index] = try reader.get() }
+      saved.controlLow = try reader.get()
+      saved.control = try reader.get()
+      return saved
     }
-    guard select < SourceRing.count else { throw .invalid("ring \(select)") }
-    for ring in rings where ring % GuestMemory.pageSize != 0 || ring != 0 && !isRAM(ring) {
-      throw .invalid("a ring at \(ring)")
-    }
+    guard saved.select < SourceRing.count else { throw .invalid("ring \(saved.select)") }
+    for ring in saved.rings where ring != 0 && !isRing(ring) { throw .invalid("a ring at \(ring)") }
+    guard saved.control == 0 || isControl(saved.control) else { throw .invalid("control words at \(saved.control)") }
     state.withLock { state in
-      state.select = select
-      state.low = low
-      state.rings = rings
+      let offered = state.offered
+      state = saved
+      state.offered = offered
     }
     changes.wrappingAdd(1, ordering: .releasing)
   }

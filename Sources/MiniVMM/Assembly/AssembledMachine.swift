@@ -58,10 +58,12 @@ public final class AssembledMachine: Sendable {
     }
     named.append(("rng0", Entropy()))
 
-    let pair = PairRegisters(isRAM: { memory.fileOffset(of: $0, count: SourceRing.size) != nil })
-    let (configuration, serial, transports) = try Self.host { () throws(HostError) in
+    let pairLine = try Self.host { () throws(HostError) in try InterruptLine() }
+    let pair = PairRegisters(memory, line: pairLine)
+    var (configuration, serial, transports) = try Self.host { () throws(HostError) in
       try Self.place(named, pair, description, memory, filters)
     }
+    configuration.interrupts.append(Machine.Interrupt(gsi: PairRegister.interrupt, line: pairLine))
     do throws(MachineError) { machine = try Machine(configuration, kvm: kvm) } catch { throw .machine(error) }
     self.filters = filters
     self.memory = memory

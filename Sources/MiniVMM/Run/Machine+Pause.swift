@@ -49,10 +49,11 @@ extension Machine {
     if lx_monotonic_ns() - pausedAt.load(ordering: .relaxed) > Self.noticeablePause {
       for vcpu in vcpus { _ = try? vcpu.descriptor.call(.kvmclockCtrl) }
     }
-    for device in devices { device.resume() }
-    eventLoop.unpark()
     lastResumed.store(lx_monotonic_ns(), ordering: .relaxed)
     control.ask(.run)
+    // The guest need not wait for devices that look at what they have missed.
+    for device in devices { device.resume() }
+    eventLoop.unpark()
   }
 
   /// Nanoseconds; Linux's shortest watchdog (hung vCPU, soft lockup) takes seconds.

@@ -251,6 +251,8 @@ public final class Machine: Sendable {
 
   func kick() { threads.kick() }
 
+  func forEachVCPUThread(_ body: (HostThread) -> Void) { threads.vcpuThreads.withLock { $0.forEach(body) } }
+
   func advance(from: [Phase], to: Phase, else reason: String) throws(MachineError) {
     let fits = phase.withLock { phase in
       guard from.contains(phase) else { return false }

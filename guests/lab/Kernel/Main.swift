@@ -14,6 +14,7 @@ func labMain(_ startInfo: UInt64) -> Never {
   Clock.setUp()
   systemRandom = Random(seed: CommandLine.number("seed") ?? cpu_tsc())
   Processors.readMPTable()
+  ActiveCPUs.setUp()
   Services.start()
   MainLoop.run()
 }
@@ -39,6 +40,7 @@ enum MainLoop {
         }
       }
       if Services.poll() { worked = true }
+      ActiveCPUs.poll()
       if hasNetwork { Interface.flush() }
       if worked || polling == .always {
         if worked, polling == .adaptive { lastWork = Clock.now } else { cpu_pause() }

@@ -93,6 +93,8 @@ enum Processors {
     Interrupts.wake(apicIDs[Int(cpu)])
   }
 
+  static func wake(_ cpu: UInt32) { Interrupts.wake(apicIDs[Int(cpu)]) }
+
   /// Whether the CPU has finished the last job it was given.
   static func isDone(_ cpu: UInt32) -> Bool {
     guard let jobMailboxes else { return true }

@@ -52,7 +52,10 @@ enum Burn {
   }
 
   private static func work(_ cpu: Int) {
-    while load32(stopFlag) == 0 { for _ in 0..<16 { operation(cpu) } }
+    while load32(stopFlag) == 0 {
+      if !ActiveCPUs.isActive(UInt32(cpu)) { ActiveCPUs.rest(UInt32(cpu), until: stopFlag) }
+      for _ in 0..<16 { operation(cpu) }
+    }
   }
 
   private static var stopFlag: UnsafeMutableRawPointer { UnsafeMutableRawPointer(shared) + 4 }
@@ -81,6 +84,7 @@ enum Burn {
 
   private static func finish() {
     store32(stopFlag, 1)
+    for cpu in 1..<max(Processors.started, 1) { Processors.wake(cpu) }
     isActive = false
     let milliseconds = (Clock.now - begin) / 1_000_000
     var operations: UInt64 = 0
