@@ -40,10 +40,15 @@ public final class EarlyWatch: Sendable {
 
   // MARK: Taking over, and serving
 
-  /// Looks at what the guest has said by now.
+  /// Looks at what the guest has said by now, and has it given again what it may not have taken in.
   /// - Returns: frames that reset connections, for their clients.
-  func takeOver() -> [[UInt8]] {
+  func takeOver(_ log: InputLog?) -> [[UInt8]] {
     state.withLock { state in
+      if let log, let acknowledged = state.ledger?.acknowledgements {
+        let given = log.givenSinceCheckpoint
+        let again = Repetition.input(given: given, acknowledged: acknowledged, header: NetHeader.size)
+        log.add(again.map { given[$0] })
+      }
       let resets = settle(&state)
       isSettled.store(state.ledger?.isEmpty != false && state.resets.isEmpty, ordering: .releasing)
       return resets
@@ -70,6 +75,13 @@ public final class EarlyWatch: Sendable {
       }
     }
     return resets
+  }
+
+  /// Whether a connection was reset: nothing of it is repeated.
+  func isOver(_ frame: [UInt8]) -> Bool {
+    guard frame.count > NetHeader.size else { return false }
+    let key = Frame(frame.span.extracting(NetHeader.size...)).key
+    return state.withLock { $0.resets[key] != nil }
   }
 
   enum Verdict { case pass, drop, replace([UInt8]) }

@@ -87,6 +87,9 @@ public struct PairStatus: Codable, Equatable, Sendable {
   /// How long the secondary's machine takes to get to a checkpoint.
   public var loadMicroseconds: Times
 
+  /// How many of the guest's CPUs are active; known of a guest that can leave some idle.
+  public var activeCPUs: Int?
+
   public init(role: Role, mode: ReplicationMode?, term: UInt64) {
     self.role = role
     self.mode = mode

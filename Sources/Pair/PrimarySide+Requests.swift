@@ -1,4 +1,5 @@
 internal import CLinux
+internal import Devices
 internal import Glibc
 internal import Replication
 internal import Synchronization
@@ -12,6 +13,7 @@ extension PrimarySide: PairSide {
       return state.channel?.bytesSent ?? 0
     }
     meter.fill(primary: &status, bytesSent: sent)
+    status.activeCPUs = registers.withLock { $0?.active }
     status.held = PairStatus.Held(gate)
     let counters = comparison.withLock { $0.comparator.counters }
     status.comparator = PairStatus.Comparator(

@@ -58,6 +58,7 @@ public final class PrimarySide: PairTraffic {
   private let early = EarlyTelling()
   /// What checkpoints hold of what replies are made of; none where output does not leave early.
   private let sourcePages = Mutex<SourcePages?>(nil)
+  let registers = Mutex<PairRegisters?>(nil)
   public let turn = MachineTurn()
   private let receivingEnded = Atomic(false)
   /// Bytes of input after which a checkpoint is taken: a quarter of what a secondary keeps.
@@ -99,6 +100,7 @@ public final class PrimarySide: PairTraffic {
   /// Offers the guest to get by with fewer CPUs and, in a mode in which output may leave early, to say what its replies are made
   /// of. Before the guest starts, or goes on.
   public func offer(_ memory: GuestMemory, _ registers: PairRegisters, _ backend: PairBackend?) {
+    self.registers.withLock { $0 = registers }
     guard options.mode == .coloPlusPlus else { return registers.offer(PairFeature.activeCPUs) }
     let pages = SourcePages(memory)
     sourcePages.withLock { $0 = pages }

@@ -30,6 +30,7 @@ struct ReplySources {
 
   private static let perFlow = 256
   private static let mostRecords = 8192
+  private static let mostFlows = 16384
   /// The longest range that determines an answer without being in it.
   private static let mostUncopied = 4096
 
@@ -55,14 +56,20 @@ struct ReplySources {
   mutating func synchronisedBy(_ frame: Frame, _ bytes: UnsafeRawBufferPointer) -> UInt64? {
     guard frame.kind == .tcp, !frame.payload.isEmpty else { return nil }
     poll()
-    guard !rings.isEmpty, frame.flags.isDisjoint(with: [.syn, .fin, .rst]), let records = flows[frame.key] else {
-      return nil
-    }
+    guard !rings.isEmpty, frame.flags.isDisjoint(with: [.syn, .fin, .rst]), let place = flows.index(forKey: frame.key)
+    else { return nil }
+    // Taken out and put back: what is in two places would be copied to be changed.
+    var records: [Record] = []
+    swap(&records, &flows.values[place])
+    let payload = unsafe UnsafeRawBufferPointer(
+      rebasing: bytes[frame.payload.lowerBound..<frame.payload.upperBound])
+    let result = unsafe check(records, frame.sequence, payload)
+    // What lies before a position that has been sent is not asked for again, unless it is sent again: then it is held.
     let end = frame.sequence &+ UInt32(frame.payload.count)
-    let result = unsafe check(
-      records, frame.sequence,
-      UnsafeRawBufferPointer(rebasing: bytes[frame.payload.lowerBound..<frame.payload.upperBound]))
-    forget(frame.key, records, before: end)
+    count -= records.count
+    records.removeAll { Int32(bitPattern: $0.end &- end) <= 0 }
+    count += records.count
+    swap(&records, &flows.values[place])
     return result
   }
 
@@ -104,14 +111,6 @@ struct ReplySources {
     let (address, overflow) = source.address.addingReportingOverflow(UInt64(from - Int(source.offset)))
     guard !overflow else { return nil }
     return unsafe pages.synchronised(UnsafeRawBufferPointer(rebasing: part[from - start..<to - start]), at: address)
-  }
-
-  /// What lies before a position that has been sent is not asked for again, unless it is sent again: then it is held.
-  private mutating func forget(_ flow: FlowKey, _ records: [Record], before end: UInt32) {
-    let left = records.filter { Int32(bitPattern: $0.end &- end) > 0 }
-    guard left.count < records.count else { return }
-    count -= records.count - left.count
-    flows[flow] = left.isEmpty ? nil : left
   }
 
   // MARK: Rings
@@ -169,7 +168,7 @@ struct ReplySources {
       sourcePort: load(UInt16.self, SourceRecord.localPort),
       destinationPort: load(UInt16.self, SourceRecord.remotePort),
       proto: 6, version: load(UInt8.self, SourceRecord.version), vlan: 0)
-    if count >= Self.mostRecords {
+    if count >= Self.mostRecords || flows.count >= Self.mostFlows {
       flows.removeAll()
       count = 0
     }

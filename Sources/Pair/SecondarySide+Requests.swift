@@ -1,3 +1,4 @@
+internal import Devices
 internal import Glibc
 internal import Replication
 internal import Synchronization
@@ -6,6 +7,7 @@ extension SecondarySide: PairSide {
   public var status: PairStatus {
     var status = PairStatus(role: peer.role, mode: mode, term: peer.term)
     meter.fill(secondary: &status)
+    status.activeCPUs = state.withLock { $0.registers?.active }
     return status
   }
 

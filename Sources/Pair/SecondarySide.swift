@@ -55,6 +55,7 @@ public final class SecondarySide: PairTraffic {
     /// Why a load failed half-way: this machine can never run again.
     var broken: String?
     var demanded = false
+    var registers: PairRegisters?
     var unconfirmed = RecentOutput()
     /// It reads no more of what the primary says, but waits for it to hear that it is replaced.
     var handsOver = false
@@ -196,6 +197,7 @@ public final class SecondarySide: PairTraffic {
     }
     let made = try make(description)
     parts = made
+    state.withLock { $0.registers = made.registers }
     FaultPoints.pass(.joining)
     let pageCount = made.machine.memory.pageCount
     let thread = try HostThread.start(name: "pair-load") { [self] in load(made, queue, channel) }
@@ -348,19 +350,6 @@ public final class SecondarySide: PairTraffic {
     parts.backend?.signal()
   }
 
-  private enum FollowError: Error, CustomStringConvertible {
-    case dismissed(guestEnded: Bool)
-    case demanded
-
-    var description: String {
-      switch self {
-      case .demanded: "this side was asked to take over"
-      case .dismissed(true): "the guest has ended"
-      case .dismissed(false): "the primary took this side for dead and goes on alone; start it again"
-      }
-    }
-  }
-
   // MARK: Takeover
 
   private func takeOver(_ parts: Parts) -> Ending {
@@ -377,19 +366,15 @@ public final class SecondarySide: PairTraffic {
     FaultPoints.pass(.takeoverDisks)
     shrink.lift(machine, parts.registers)
     parts.successor.take(term: peer.term)
-    let resets = early.takeOver()
+    let resets = early.takeOver(parts.backend?.log)
     parts.backend?.serve(parts.successor, early: early)
     FaultPoints.pass(.takeoverServed)
     if let tap = parts.tap {
       TapOutput.announce(parts.mac, on: tap)
       let sent = state.withLock { $0.unconfirmed.take(now: lx_monotonic_ns()) }
       let received = parts.backend?.log.sinceCheckpoint ?? []
-      if mode == .coloPlusPlus {
-        let again = Repetition.input(received: received, sent: sent, header: NetHeader.size)
-        parts.backend?.log.add(again.map { received[$0] })
-      }
       for index in Repetition.needed(sent: sent, received: received, header: NetHeader.size) {
-        _ = TapOutput.send(sent[index], to: tap)
+        if !early.isOver(sent[index]) { _ = TapOutput.send(sent[index], to: tap) }
       }
       for reset in resets { _ = TapOutput.send(reset, to: tap) }
     }

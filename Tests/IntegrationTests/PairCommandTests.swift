@@ -305,6 +305,30 @@ extension Integration {
       #expect(guest.console.components(separatedBy: "lab: ready").count == 2, "one console at a time")
     }
 
+    /// The secondary's guest leaves its CPUs idle, load after load, and has all of them when it serves.
+    @Test func shrunkSecondary_hasAllCPUsAfterTheTakeover() throws {
+      let guest = try Guest(
+        [
+          "pair", "--kernel", Environment.labGuest, "--memory", "64M", "--cpus", "3", "--cmdline",
+          cmdline("kv,burn") + " burn=seconds:100", "--net", "tap=tap0", "--secondary-net", "tap=tap1", "--control",
+          first,
+          "--secondary-control", second, "--mode", "colo++", "--shrink", "guest",
+        ], in: space)
+      try inStep(guest)
+      let client = try space.connect(port: 6379)
+      #expect(try waitUntil { try pairStatus(second)["activeCPUs"] as? Int == 1 })
+      let loaded = try pairStatus(second)["loaded"] as? Int ?? 0
+      try count(on: client, 1...10)
+      #expect(try waitUntil { try pairStatus(second)["loaded"] as? Int ?? 0 > loaded + 2 })
+      #expect(try waitUntil { try pairStatus(second)["activeCPUs"] as? Int == 1 })
+      #expect(try pairStatus(first)["activeCPUs"] as? Int == 3, "the primary's guest is asked for nothing")
+      let processes = children(of: guest)
+      try #require(processes.count == 2)
+      try count(on: client, 11...30, moment: 20) { kill(processes[1], SIGKILL) }
+      #expect(try waitUntil { try pairStatus(second)["activeCPUs"] as? Int == 3 })
+      #expect(try pairStatus(second)["role"] as? String == "alone")
+    }
+
     @Test(arguments: [SIGTERM, SIGINT, SIGKILL]) func pair_leavesNoChild(signal: Int32) throws {
       let guest = try pair()
       try inStep(guest)

@@ -69,6 +69,23 @@ import Testing
     #expect(findings == [.equal] && isEmpty)
   }
 
+  @Test func acknowledgements_areKnown_howeverLongAgo() throws {
+    var teller = EarlyTeller(key: key)
+    var ledger = EarlyLedger(key: key)
+    for port in [80, 81] as [UInt16] {
+      let output = teller.output(frame("abc", at: 7, port: port), header: 12)
+      _ = ledger.add(try #require(output), epoch: 1)
+    }
+    for acknowledgement in [5, 9, 7] as [UInt32] {
+      ledger.said(header + TCPSegment(acknowledgement: acknowledgement).bytes, header: 12)
+      ledger.said(header + TCPSegment(guestPort: 82, acknowledgement: acknowledgement).bytes, header: 12)
+    }
+    let first = Frame(TCPSegment(guestPort: 80).bytes.span).key
+    let second = Frame(TCPSegment(guestPort: 81).bytes.span).key
+    let known = ledger.acknowledgements
+    #expect(known == [first: 9, second: nil], "of the third flow nothing left early")
+  }
+
   @Test func tooMuch_isRefused() throws {
     var teller = EarlyTeller(key: key)
     var ledger = EarlyLedger(key: key)

@@ -34,8 +34,14 @@ import Testing
       client(7, [1], port: 1), client(9, [], port: 2, flags: TCPSegment.syn),
       client(9, [1], port: 2, flags: TCPSegment.rst),
     ]
-    let sent = [TCPSegment(acknowledgement: 2).bytes, TCPSegment(acknowledgement: 0xffff_fffe).bytes]
-    #expect(Repetition.input(received: received, sent: sent, header: 0) == [1, 3, 4])
+    let flow = Frame(TCPSegment().bytes.span).key
+    func again(_ acknowledged: [FlowKey: UInt32?]) -> [Int] {
+      Repetition.input(given: received, acknowledged: acknowledged, header: 0)
+    }
+    #expect(again([flow: 2]) == [1, 3])
+    #expect(again([flow: 4]) == [], "all of it has arrived")
+    #expect(again([flow: nil]) == [0, 1, 3])
+    #expect(again([:]) == [], "nothing of it left early")
   }
 
   @Test func sequenceNumbersWrap() {

@@ -26,6 +26,7 @@ enum StatusText {
     } else {
       rows.append(("loaded", "checkpoint \(pair.loaded)"))
     }
+    if let active = pair.activeCPUs { rows.append(("active CPUs", "\(active)")) }
     if let copying = pair.copying { rows.append(("first copy", "\(Int(copying * 100)) %")) }
     if let causes = pair.checkpoints { rows.append(("checkpoints", counts(causes))) }
     if let pauses = pair.pauseMicroseconds { rows.append(("pauses", times(pauses))) }

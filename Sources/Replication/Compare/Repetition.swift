@@ -44,23 +44,21 @@ public enum Repetition {
 
   /// Which frames a survivor's guest has to be given again: what left early has acknowledged them, whether or not this guest took
   /// them in, and their clients do not send them again.
-  /// - Returns: places in `received`, ascending: TCP's data and FIN that the guest has not been seen to acknowledge.
-  public static func input(received: [[UInt8]], sent: [[UInt8]], header: Int) -> [Int] {
-    var acknowledged: [FlowKey: UInt32] = [:]
-    for bytes in sent where bytes.count > header {
-      let frame = Frame(bytes.span.extracting(header...))
-      guard frame.kind == .tcp, frame.flags.contains(.ack) else { continue }
-      let key = frame.key.reversed
-      if let known = acknowledged[key], Int32(bitPattern: frame.acknowledgement &- known) < 0 { continue }
-      acknowledged[key] = frame.acknowledgement
-    }
+  /// - Parameters:
+  ///   - given: what the guest has been given since a checkpoint, with `header` bytes in front.
+  ///   - acknowledged: how far it has acknowledged since, by the flow of its own frames; only flows of which something left early.
+  /// - Returns: places in `given`, ascending: TCP's data and FIN beyond that. Given to a connection that is over it would be
+  ///   answered by a reset, so that nothing comes again of which there is any doubt.
+  public static func input(given: [[UInt8]], acknowledged: [FlowKey: UInt32?], header: Int) -> [Int] {
     var needed: [Int] = []
-    for (index, bytes) in received.enumerated() where bytes.count > header {
+    for (index, bytes) in given.enumerated() where bytes.count > header {
       let frame = Frame(bytes.span.extracting(header...))
-      guard frame.kind == .tcp, frame.flags.isDisjoint(with: [.syn, .rst]) else { continue }
+      guard frame.kind == .tcp, frame.flags.isDisjoint(with: [.syn, .rst]),
+        let known = acknowledged[frame.key.reversed]
+      else { continue }
       let length = UInt32(truncatingIfNeeded: frame.payload.count) &+ (frame.flags.contains(.fin) ? 1 : 0)
       guard length > 0 else { continue }
-      if let known = acknowledged[frame.key], Int32(bitPattern: frame.sequence &+ length &- known) <= 0 { continue }
+      if let known, Int32(bitPattern: frame.sequence &+ length &- known) <= 0 { continue }
       needed.append(index)
     }
     return needed

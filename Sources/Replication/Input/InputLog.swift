@@ -68,6 +68,11 @@ public final class InputLog: Sendable {
   /// What has come since the last checkpoint that was loaded, given to the guest or not.
   public var sinceCheckpoint: [[UInt8]] { state.withLock { Array($0.frames[$0.head...]) } }
 
+  /// What of that the guest has been given.
+  public var givenSinceCheckpoint: [[UInt8]] {
+    state.withLock { Array($0.frames[$0.head..<$0.head + Int($0.given - $0.dropped)]) }
+  }
+
   /// Frames for the guest behind what it has not been given yet: a survivor's, which nobody counts any more.
   public func add(_ frames: [[UInt8]]) { state.withLock { $0.frames += frames } }
 

@@ -83,6 +83,8 @@ public struct EarlyLedger: ~Copyable {
   private var told: [(epoch: UInt64, output: EarlyOutput)] = []
   private var own: [FlowKey: [(sequence: UInt32, payload: Range<Int>, frame: [UInt8])]] = [:]
   private var ownBytes = 0
+  /// How far the guest has acknowledged since the checkpoint.
+  private var acknowledged: [FlowKey: UInt32] = [:]
   /// Not everything that the guest has said is kept.
   private var hasForgotten = false
 
@@ -105,6 +107,7 @@ public struct EarlyLedger: ~Copyable {
   public mutating func loaded(epoch: UInt64) {
     told.removeAll { $0.epoch <= epoch }
     own.removeAll(keepingCapacity: true)
+    acknowledged.removeAll(keepingCapacity: true)
     ownBytes = 0
     hasForgotten = false
   }
@@ -113,7 +116,13 @@ public struct EarlyLedger: ~Copyable {
   public mutating func said(_ bytes: [UInt8], header: Int) {
     guard bytes.count > header else { return }
     let frame = Frame(bytes.span.extracting(header...))
-    guard frame.kind == .tcp, !frame.payload.isEmpty else { return }
+    guard frame.kind == .tcp else { return }
+    if frame.flags.contains(.ack), acknowledged.count < Self.pieceLimit || acknowledged[frame.key] != nil {
+      let known = acknowledged[frame.key] ?? frame.acknowledgement
+      acknowledged[frame.key] =
+        Int32(bitPattern: frame.acknowledgement &- known) < 0 ? known : frame.acknowledgement
+    }
+    guard !frame.payload.isEmpty else { return }
     guard ownBytes + bytes.count <= Self.ownLimit else { return hasForgotten = true }
     ownBytes += bytes.count
     let payload = frame.payload.lowerBound + header..<frame.payload.upperBound + header
@@ -140,6 +149,15 @@ public struct EarlyLedger: ~Copyable {
 
   /// A frame of the guest's in this flow, as it was given to ``said(_:header:)``.
   public func template(_ flow: FlowKey) -> [UInt8]? { own[flow]?.last?.frame }
+
+  /// How far the guest has acknowledged what came for it, in flows of which something left early; nil where it has not at all.
+  public var acknowledgements: [FlowKey: UInt32?] {
+    var result: [FlowKey: UInt32?] = [:]
+    // More than are kept: of none it is known that it has not.
+    guard acknowledged.count < Self.pieceLimit else { return result }
+    for (_, output) in told { result.updateValue(acknowledged[output.flow], forKey: output.flow) }
+    return result
+  }
 
   /// Whether something of this flow is still to be compared.
   public func awaits(_ flow: FlowKey) -> Bool { told.contains { $0.output.flow == flow } }
