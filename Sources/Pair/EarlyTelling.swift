@@ -1,7 +1,7 @@
 internal import Replication
 internal import Synchronization
 
-/// Tells the secondary what is about to leave early. From any thread.
+/// Tells the secondary what may leave early. From any thread.
 final class EarlyTelling: Sendable {
   private struct State: ~Copyable {
     let channel: Channel
@@ -16,22 +16,23 @@ final class EarlyTelling: Sendable {
   /// There is nobody to be told any more.
   func end() { state.withLock { $0 = nil } }
 
-  /// - Returns: whether all of it has gone to the kernel, so that it is on its way even if this process ends now. What was told
-  ///   in vain is told again.
-  func tell(_ leaving: [OutputGate.Leaving]) -> Bool {
+  /// A frame of `epoch` may leave early. It goes with what is sent next.
+  func tell(_ frame: UnsafeRawBufferPointer, epoch: UInt64) {
+    // Looked at during the call only.
+    nonisolated(unsafe) let frame = unsafe frame
     state.withLock { state in
-      guard state != nil else { return true }
-      var rest = leaving[...]
-      while let epoch = rest.first?.earlyIn {
-        let same = rest.prefix { $0.earlyIn == epoch }
-        rest = rest.dropFirst(same.count)
-        var outputs: [EarlyOutput] = []
-        for frame in same {
-          if let output = state?.teller.output(frame.bytes, header: NetHeader.size) { outputs.append(output) }
-        }
-        guard (try? state?.channel.send(.early(card: 0, epoch: epoch, outputs: outputs))) != nil else { return false }
-      }
-      return state?.channel.isUrgentDrained ?? true
+      guard let output = unsafe state?.teller.output(frame, header: NetHeader.size) else { return }
+      try? state?.channel.post(.early(card: 0, epoch: epoch, outputs: [output]))
     }
+  }
+
+  /// Whether all that was told has gone to the kernel, so that it is on its way even if this process ends now; if not, it is sent,
+  /// as far as there is room.
+  var isOnItsWay: Bool {
+    let channel = state.withLock { $0?.channel }
+    guard let channel else { return true }
+    if channel.isUrgentDrained { return true }
+    channel.flush()
+    return channel.isUrgentDrained
   }
 }

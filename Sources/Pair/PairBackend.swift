@@ -11,6 +11,8 @@ public protocol PairTraffic: AnyObject, Sendable {
   func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer)
   /// What the guest sent: with the gate's token where it serves, without one where it follows.
   func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer)
+  /// What the guest that serves has sent, and is about to be put into the gate, is made of what the secondary has.
+  func mayLeaveEarly(_ frame: UnsafeRawBufferPointer)
   /// The guest that serves begins a connection: the other needs to know its sequence numbers.
   func started(_ frame: UnsafeRawBufferPointer)
   /// The gate has no room: only a checkpoint makes some.
@@ -171,6 +173,7 @@ public final class PairBackend: FrameBackend {
   public func flush() -> Bool {
     state.withLock { state in
       state.traffic.flush()
+      gate.flush()
       return !state.waits
     }
   }
@@ -209,6 +212,7 @@ public final class PairBackend: FrameBackend {
           _ = TapOutput.send(reset, to: tap)
           return .sent
         }
+        if since != nil { unsafe state.traffic.mayLeaveEarly(bytes) }
         switch unsafe gate.put(
           bytes, flow: parsed.key, inputGiven: state.forwards ? state.given : 0, synchronisedBy: since)
         {

@@ -73,7 +73,7 @@ public final class PrimarySide: PairTraffic {
     wake = lx_eventfd(0)
     guard wake >= 0 else { throw HostError(operation: "eventfd", errno: -wake) }
     gate = OutputGate(
-      mode: options.mode, clock: { lx_monotonic_ns() }, tell: { [early] leaving in early.tell(leaving) },
+      mode: options.mode, clock: { lx_monotonic_ns() }, isTold: { [early] in early.isOnItsWay },
       send: { frame in
         tap.map { tap in TapOutput.send(frame, to: tap) } ?? true
       })
@@ -140,6 +140,8 @@ public final class PrimarySide: PairTraffic {
       }
     }
   }
+
+  public func mayLeaveEarly(_ frame: UnsafeRawBufferPointer) { unsafe early.tell(frame, epoch: gate.epoch) }
 
   public func started(_ frame: UnsafeRawBufferPointer) {
     guard options.mode.compares, let channel = state.withLock({ $0.channel }) else { return }

@@ -97,6 +97,7 @@ public final class SecondarySide: PairTraffic {
   public func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {}
   public func gateIsFull() {}
   public func started(_ frame: UnsafeRawBufferPointer) {}
+  public func mayLeaveEarly(_ frame: UnsafeRawBufferPointer) {}
   public func flush() { state.withLock({ $0.channel })?.flush() }
 
   public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer) {

@@ -7,6 +7,10 @@ import Testing
   private let key = SharedKey([UInt8](repeating: 3, count: 32))
   private let header = [UInt8](repeating: 0, count: 12)
 
+  private func told(_ frame: [UInt8], _ teller: inout EarlyTeller) -> EarlyOutput? {
+    unsafe frame.withUnsafeBytes { unsafe teller.output($0, header: 12) }
+  }
+
   private func frame(_ text: String, at sequence: UInt32, port: UInt16 = 80) -> [UInt8] {
     header + TCPSegment(guestPort: port, sequence: sequence, payload: Array(text.utf8)).bytes
   }
@@ -16,7 +20,7 @@ import Testing
     var teller = EarlyTeller(key: key)
     var ledger = EarlyLedger(key: key)
     for frame in told {
-      let output = teller.output(frame, header: 12)
+      let output = self.told(frame, &teller)
       let fits = ledger.add(try #require(output), epoch: 1)
       #expect(fits)
     }
@@ -57,7 +61,7 @@ import Testing
     var teller = EarlyTeller(key: key)
     var ledger = EarlyLedger(key: key)
     for (epoch, text) in [(1, "abc"), (2, "def")] as [(UInt64, String)] {
-      let output = teller.output(frame(text, at: UInt32(epoch) * 3), header: 12)
+      let output = told(frame(text, at: UInt32(epoch) * 3), &teller)
       let fits = ledger.add(try #require(output), epoch: epoch)
       #expect(fits)
     }
@@ -73,7 +77,7 @@ import Testing
     var teller = EarlyTeller(key: key)
     var ledger = EarlyLedger(key: key)
     for port in [80, 81] as [UInt16] {
-      let output = teller.output(frame("abc", at: 7, port: port), header: 12)
+      let output = told(frame("abc", at: 7, port: port), &teller)
       _ = ledger.add(try #require(output), epoch: 1)
     }
     for acknowledgement in [5, 9, 7] as [UInt32] {
@@ -89,7 +93,7 @@ import Testing
   @Test func tooMuch_isRefused() throws {
     var teller = EarlyTeller(key: key)
     var ledger = EarlyLedger(key: key)
-    let made = teller.output(frame("a", at: 1), header: 12)
+    let made = told(frame("a", at: 1), &teller)
     let output = try #require(made)
     var added = 0
     while ledger.add(output, epoch: 1) { added += 1 }

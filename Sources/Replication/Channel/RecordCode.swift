@@ -2,9 +2,9 @@ internal import CNettle
 
 /// The codes of one direction's records: UMAC-128 (RFC 4418), whose nonce is the record's number. Several times as fast as HMAC,
 /// which counts where every byte of a guest's output goes through it; a number must never have two records.
-@safe struct RecordCode: ~Copyable {
+@safe struct RecordCode: ~Copyable, @unchecked Sendable {
   static let size = 16
-  /// The key's tables, 1.3 KiB, used and changed by each call.
+  /// The key's tables, 1.3 KiB, used and changed by each call; nobody else's.
   private let context: UnsafeMutablePointer<umac128_ctx>
 
   /// - Parameter key: 16 bytes or more, of which the first 16 count.

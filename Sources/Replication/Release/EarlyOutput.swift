@@ -39,7 +39,7 @@ public struct EarlyOutput: Equatable, Sendable {
 }
 
 /// Says what leaves early, for ``EarlyLedger``.
-public struct EarlyTeller: ~Copyable {
+public struct EarlyTeller: ~Copyable, Sendable {
   private var code: RecordCode
   private var number: UInt64 = 0
 
@@ -50,16 +50,15 @@ public struct EarlyTeller: ~Copyable {
 
   /// - Parameter bytes: a frame with `header` bytes in front.
   /// - Returns: nil for a frame that is no TCP.
-  public mutating func output(_ bytes: [UInt8], header: Int) -> EarlyOutput? {
+  public mutating func output(_ bytes: UnsafeRawBufferPointer, header: Int) -> EarlyOutput? {
     guard bytes.count > header else { return nil }
-    let frame = Frame(bytes.span.extracting(header...))
+    let frame = unsafe bytes.withMemoryRebound(to: UInt8.self) { bytes in
+      unsafe Frame(Span(_unsafeElements: UnsafeBufferPointer(rebasing: bytes[header...])))
+    }
     guard frame.kind == .tcp else { return nil }
     let payload = frame.payload.lowerBound + header..<frame.payload.upperBound + header
     defer { number += 1 }
-    let number = number
-    let tag = unsafe bytes.withUnsafeBytes { bytes in
-      unsafe code.code(number: number, UnsafeRawBufferPointer(rebasing: bytes[payload]))
-    }
+    let tag = unsafe code.code(number: number, UnsafeRawBufferPointer(rebasing: bytes[payload]))
     return EarlyOutput(
       flow: frame.key, sequence: frame.sequence, count: UInt32(payload.count), code: tag, number: number)
   }
@@ -67,7 +66,7 @@ public struct EarlyTeller: ~Copyable {
 
 /// What a secondary was told that clients have been told already, and what its own guest has said since the same checkpoint:
 /// a survivor must say the same, or that connection is over.
-public struct EarlyLedger: ~Copyable {
+public struct EarlyLedger: ~Copyable, Sendable {
   /// Pieces and bytes of own output that are kept between two checkpoints; a primary keeps within them.
   static let pieceLimit = 1 << 15
   static let ownLimit = 2 * OutputGate.earlyLimit

@@ -16,10 +16,10 @@ extension OutputGate {
   }
 
   /// A frame that leaves, with its virtio-net header.
-  public struct Leaving: Sendable {
-    public var bytes: [UInt8]
-    /// Of a frame that leaves before the secondary has said as much; 0 of others.
-    public var earlyIn: UInt64
+  struct Leaving: Sendable {
+    var bytes: [UInt8]
+    /// It leaves before the secondary has said as much.
+    var isEarly: Bool
   }
 
   public enum Admission: Equatable, Sendable {

@@ -79,7 +79,7 @@ public final class OutputGate: Sendable {
   public let byteLimit: Int
   private let clock: @Sendable () -> UInt64
   private let send: @Sendable ([UInt8]) -> Bool
-  private let tell: @Sendable ([Leaving]) -> Bool
+  private let isTold: @Sendable () -> Bool
   private let state: Mutex<State>
   /// Held by whoever sends.
   private let wire = Mutex(Outgoing())
@@ -92,18 +92,18 @@ public final class OutputGate: Sendable {
 
   /// - Parameters:
   ///   - clock: monotonic nanoseconds.
-  ///   - tell: tells the secondary of frames that are about to leave early; false when that is not on its way yet.
+  ///   - isTold: whether the secondary is sure to hear of all that may leave early.
   ///   - send: lets a frame out; false when the host side is full for now. Called by one thread at a time.
   public init(
     mode: ReplicationMode, frameLimit: Int = 4096, byteLimit: Int = 64 << 20,
-    clock: @escaping @Sendable () -> UInt64, tell: @escaping @Sendable ([Leaving]) -> Bool = { _ in true },
+    clock: @escaping @Sendable () -> UInt64, isTold: @escaping @Sendable () -> Bool = { true },
     send: @escaping @Sendable ([UInt8]) -> Bool
   ) {
     self.mode = mode
     self.frameLimit = frameLimit
     self.byteLimit = byteLimit
     self.clock = clock
-    self.tell = tell
+    self.isTold = isTold
     self.send = send
     // Twice the limit: places in the middle become free before the oldest does.
     var places = 2
@@ -146,9 +146,13 @@ public final class OutputGate: Sendable {
       if !state.isProtected || mode == .none || synchronisedBy != nil { release(flow: flow, &state) }
       return .admitted(token: token)
     }
-    sendLeaving()
+    // What is early has to be told: with its like, at the next ``flush()``.
+    if synchronisedBy == nil { sendLeaving() }
     return admission
   }
+
+  /// Sends what may leave by now: after the last of several ``put(_:flow:inputGiven:synchronisedBy:)``.
+  public func flush() { sendLeaving() }
 
   /// Output is held from here on: a secondary is there, which has no input yet.
   public func protect() {
@@ -316,8 +320,7 @@ public final class OutputGate: Sendable {
       state.heldBytes -= state[token].bytes.count
       unsentFrames.wrappingAdd(1, ordering: .relaxed)
       unsentBytes.wrappingAdd(state[token].bytes.count, ordering: .relaxed)
-      state.leaving.append(
-        Leaving(bytes: state[token].bytes, earlyIn: verdict == .releaseEarly ? facts.epoch : 0))
+      state.leaving.append(Leaving(bytes: state[token].bytes, isEarly: verdict == .releaseEarly))
       state[token].bytes = []
       known.first = state[token].next
       if known.first == Self.none {
@@ -358,11 +361,11 @@ public final class OutputGate: Sendable {
         swap(&outgoing.frames, &state.leaving)
       }
       outgoing.first = 0
-      outgoing.isTold = !outgoing.frames.contains { $0.earlyIn > 0 }
+      outgoing.isTold = !outgoing.frames.contains { $0.isEarly }
     }
     // Before any of them is seen: who takes over must know what clients were told.
     if !outgoing.isTold {
-      guard tell(outgoing.frames.filter { $0.earlyIn > 0 }) else { return isStalled.store(true, ordering: .relaxed) }
+      guard isTold() else { return isStalled.store(true, ordering: .relaxed) }
       outgoing.isTold = true
     }
     while outgoing.first < outgoing.frames.count, !isFenced.load(ordering: .sequentiallyConsistent) {
