@@ -18,19 +18,20 @@ class Pair:
     """Use in a `with` block, in a network.Bridge. `mode` none, remus or colo; "run" is the guest without a pair.
 
     A guest that lost its protection while it was measured would look fast: once protected, it must be so to the end of the
-    block, unless `may_end` was set."""
+    block, unless `may_end` was set. `follower` are more options of the secondary; with `shared` both sides have both cores."""
 
-    def __init__(self, options, space, mode, guest, memory=64, period="100ms", disk=None):
+    def __init__(self, options, space, mode, guest, memory=64, period="100ms", disk=None, follower=(), shared=False):
         if len(os.sched_getaffinity(0)) < 2:
             raise Unavailable("a pair is measured on two cores")
         self.options, self.space, self.mode, self.disk = options, space, mode, disk
+        self.cores = (HERE | THERE, HERE | THERE) if shared else (HERE, THERE)
         self.folder = tempfile.TemporaryDirectory(prefix="minivmm-bench-")
         self.key = f"{self.folder.name}/key"
         with open(os.open(self.key, os.O_CREAT | os.O_WRONLY, 0o600), "wb") as file:
             file.write(os.urandom(32))
         port = 7001
         self.follow = [options.minivmm, "secondary", "--listen", f"127.0.0.1:{port}", "--key", self.key, "--net", "tap=tap1",
-                       "--control", f"{self.folder.name}/secondary"]
+                       "--control", f"{self.folder.name}/secondary", *follower]
         self.serve = [options.minivmm, "run" if mode == "run" else "primary", *guest, "--memory", f"{memory}M", "--net",
                       "tap=tap0", "--control", f"{self.folder.name}/primary"]
         if disk:
@@ -46,9 +47,9 @@ class Pair:
     def __enter__(self):
         try:
             if self.mode != "run":
-                self.secondary = Machine(self.follow, THERE, self.space.name).__enter__()
+                self.secondary = Machine(self.follow, self.cores[1], self.space.name).__enter__()
                 self.secondary.wait_for("waiting for a primary", 20)
-            self.primary = Machine(self.serve, HERE, self.space.name).__enter__()
+            self.primary = Machine(self.serve, self.cores[0], self.space.name).__enter__()
             return self
         except BaseException:
             self.__exit__(BaseException)

@@ -35,7 +35,7 @@ public final class ProtectedPair {
     }
     space = try Namespace(taps: (0...Self.secondaries).map { "tap\($0)" }, bridged: true)
     primary = try Guest(
-      try ["primary"] + guest.arguments(folder, cpus: cpus, dirties: dirties)
+      try ["primary"] + guest.arguments(folder, cpus: cpus, dirties: dirties, burns: mode == "colo++" && cpus > 1)
         + ["--net", "tap=tap0", "--replicate", "127.0.0.1:7000", "--key", key, "--mode", mode] + Self.options(faults),
       in: space)
     guests = [primary]
@@ -57,7 +57,7 @@ public final class ProtectedPair {
     let guest = try Guest(
       [
         "secondary", "--listen", "127.0.0.1:\(port)", "--key", key, "--net", "tap=tap\(number)",
-        "--replicate", "127.0.0.1:\(7000 + number)",
+        "--replicate", "127.0.0.1:\(7000 + number)", "--shrink", mode == "colo++" ? "guest" : "off",
       ] + GuestKind.disks(folder, copy: number) + Self.options(faults), in: space)
     guests.append(guest)
     secondary = guest
@@ -116,15 +116,16 @@ public enum GuestKind: String, Sendable {
   var bootTime: TimeInterval { self == .lab ? 20 : 120 }
   var readyLine: String { self == .lab ? "lab: ready" : "minivmm: services started" }
 
-  func arguments(_ folder: URL, cpus: Int, dirties: Bool) throws -> [String] {
+  /// - Parameter burns: whether all of the lab guest's CPUs fight for a lock, beside what serves.
+  func arguments(_ folder: URL, cpus: Int, dirties: Bool, burns: Bool) throws -> [String] {
     if self == .lab {
       for number in 0...ProtectedPair.secondaries {
         try run("truncate", ["-s", "4M", Self.disk(folder, number)])
       }
       return [
         "--kernel", Environment.labGuest, "--memory", "64M", "--disk", Self.disk(folder, 0), "--cmdline",
-        "service=kv,echo,journal\(dirties ? ",dirty dirty=pages:2048,rate:10000,seconds:600" : "")"
-          + " ip=\(Namespace.guest)/24", "--cpus", "\(cpus)",
+        "service=kv,echo,journal\(dirties ? ",dirty" : "")\(burns ? ",burn" : "")"
+          + " dirty=pages:2048,rate:10000,seconds:600 burn=seconds:600 ip=\(Namespace.guest)/24", "--cpus", "\(cpus)",
       ]
     }
     let out = Environment.linuxGuest

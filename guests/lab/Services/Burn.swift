@@ -1,6 +1,6 @@
 import LabC
 
-/// `burn=seconds:5[,inside:N][,outside:N]`: every CPU takes one spinlock again and again, works `inside` turns with it and
+/// `burn=seconds:5[,inside:N][,outside:N][,spare:1]`: every CPU takes one spinlock again and again, works `inside` turns with it and
 /// `outside` turns without. Prints for each CPU its operations and the time it spun; with fewer host CPUs than guest
 /// CPUs the lock's holder gets preempted and the others spin.
 enum Burn {
@@ -22,6 +22,8 @@ enum Burn {
   nonisolated(unsafe) private static var results = UnsafeMutablePointer<Result>.unset
   nonisolated(unsafe) private static var inside = 50
   nonisolated(unsafe) private static var outside = 500
+  /// CPU 0 has other things to do.
+  nonisolated(unsafe) private static var sparesFirst = false
   nonisolated(unsafe) private static var begin: UInt64 = 0
   nonisolated(unsafe) private static var end: UInt64 = 0
   nonisolated(unsafe) private(set) static var isActive = false
@@ -31,6 +33,7 @@ enum Burn {
     let seconds = CommandLine.part(option, "seconds") ?? 5
     inside = Int(min(CommandLine.part(option, "inside") ?? 50, 1_000_000))
     outside = Int(min(CommandLine.part(option, "outside") ?? 500, 1_000_000))
+    sparesFirst = CommandLine.part(option, "spare") == 1
     shared = Arena.takeZeroed(Shared.self, count: 1)
     results = Arena.takeZeroed(Result.self, count: Processors.limit)
     Processors.startAll()
@@ -45,6 +48,7 @@ enum Burn {
   /// CPU 0 burns in slices, so that the network lives on.
   static func poll() -> Bool {
     guard isActive else { return false }
+    if sparesFirst, Clock.now < end { return false }
     let slice = Clock.now + 2_000_000
     while Clock.now < min(slice, end) { for _ in 0..<16 { operation(0) } }
     if Clock.now >= end { finish() }
