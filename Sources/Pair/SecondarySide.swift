@@ -323,6 +323,7 @@ public final class SecondarySide: PairTraffic {
   ) throws {
     let machine = parts.machine
     let first = loaded == 0
+    if let end = machine.end { throw FollowError.ownGuestEnded("\(end)") }
     state.withLock { $0.broken = "it was not finished" }
     try machine.load(
       checkpoints.map(\.stage), state: last.state, dirty: &dirty, refreshing: refreshes, clock: .catchesUp)
