@@ -21,6 +21,7 @@ final class PairMeter: Sendable {
     var bytesBefore: UInt64 = 0
     var inputFrames: UInt64 = 0
     var pagesRolledBack: UInt64 = 0
+    var ownEnds: UInt64 = 0
     var copy: Copy?
   }
 
@@ -107,6 +108,16 @@ final class PairMeter: Sendable {
 
   func rolledBack(pages: Int) { state.withLock { $0.pagesRolledBack += UInt64(pages) } }
 
+  /// The guest here ended where the primary's had not as yet; a checkpoint puts it back. Told the first few times.
+  func ownGuestEnded(_ how: String) {
+    let count = state.withLock { state in
+      state.ownEnds += 1
+      return state.ownEnds
+    }
+    if count <= Self.endsTold { onProgress.withLock { $0 }("this side's guest ended by itself, and is put back: \(how)") }
+  }
+  private static let endsTold = 10
+
   // MARK: Both
 
   func loaded(_ epoch: UInt64, nanoseconds: UInt64) {
@@ -141,6 +152,7 @@ final class PairMeter: Sendable {
       status.loadMicroseconds = PairStatus.Times(state.loads)
       status.inputFrames = state.inputFrames
       status.pagesRolledBack = state.pagesRolledBack
+      status.ownEnds = state.ownEnds
     }
   }
 }

@@ -125,6 +125,8 @@ public struct PairStatus: Codable, Equatable, Sendable {
   public var inputFrames: UInt64?
   /// Pages that its guest had written and that a checkpoint made it forget.
   public var pagesRolledBack: UInt64?
+  /// How often its guest ended where the primary's had not as yet, and was put back.
+  public var ownEnds: UInt64?
 
   /// To a tenth.
   static func microseconds(_ nanoseconds: UInt64) -> Double { Double((nanoseconds + 50) / 100) / 10 }

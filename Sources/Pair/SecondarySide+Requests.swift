@@ -4,6 +4,9 @@ internal import Replication
 internal import Synchronization
 
 extension SecondarySide: PairSide {
+  /// What a person should hear of, as it happens.
+  public func tellProgress(to tell: @escaping @Sendable (String) -> Void) { meter.tellProgress(to: tell) }
+
   public var status: PairStatus {
     var status = PairStatus(role: peer.role, mode: mode, term: peer.term)
     meter.fill(secondary: &status)

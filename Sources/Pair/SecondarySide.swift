@@ -323,7 +323,8 @@ public final class SecondarySide: PairTraffic {
   ) throws {
     let machine = parts.machine
     let first = loaded == 0
-    if let end = machine.end { throw FollowError.ownGuestEnded("\(end)") }
+    machine.pause()
+    if let end = machine.holdEnds() { meter.ownGuestEnded("\(end)") }
     state.withLock { $0.broken = "it was not finished" }
     try machine.load(
       checkpoints.map(\.stage), state: last.state, dirty: &dirty, refreshing: refreshes, clock: .catchesUp)
@@ -381,6 +382,7 @@ public final class SecondarySide: PairTraffic {
       for reset in resets { _ = TapOutput.send(reset, to: tap) }
     }
     peer.change(.takeoverDone)
+    machine.acceptEnds()
     do {
       if mode.compares { machine.resume() } else { try machine.start() }
     } catch { return .gaveUp("\(error)") }

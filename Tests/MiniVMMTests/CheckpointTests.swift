@@ -1,4 +1,6 @@
+import CKVM
 import GuestMemory
+import Harness
 import Testing
 
 @testable import MiniVMM
@@ -59,6 +61,43 @@ extension MachineTests {
         #expect(try waitForCounter(secondary.memory, at: Self.results, above: count &+ 100))
       }
       #expect(stale == 0, "it reads through the page tables of its checkpoint")
+      primary.stop()
+      secondary.stop()
+    }
+
+    enum OwnEnd: CaseIterable {
+      case tripleFault, powerOff
+      var code: [UInt8] { self == .tripleFault ? Code.tripleFault : Code.powerOff }
+      var end: MachineEnd { self == .tripleFault ? .reset(.tripleFault) : .poweroff }
+    }
+
+    /// A guest that ends only on the secondary is put back by the next checkpoint, any number of times; one that has ended
+    /// when ends count again has.
+    @Test(.timeLimit(.minutes(1)), arguments: OwnEnd.allCases) func secondarysOwnEnd_isHeld(_ own: OwnEnd) throws {
+      let primary = try makeMachine(Code.countForever, dirtyTracking: .bitmap)
+      let secondary = try makeMachine([], dirtyTracking: .bitmap, load: false, rollsBack: true)
+      secondary.holdEnds()
+      let stage = PageStage()
+      var dirty = PageSet(count: primary.memory.pageCount)
+      try primary.start()
+      for turn in 0..<4 {
+        let state = try primary.capture(into: stage, dirty: &dirty).0.encoded
+        primary.resume()
+        try secondary.load([stage], state: state, dirty: &dirty, refreshing: true, clock: .catchesUp)
+        if turn == 0 { try secondary.start() } else { secondary.resume() }
+        let count = try secondary.memory.load(UInt32.self, at: Code.counter)
+        #expect(try waitForCounter(secondary.memory, above: count &+ 50), "it runs, turn \(turn)")
+        secondary.pause()
+        try secondary.memory.write(own.code, at: try secondary.vcpus[0].regs().rip)
+        secondary.resume()
+        #expect(waitUntil(seconds: 10) { secondary.control.requested == .pause })
+        #expect(secondary.end == nil)
+        if turn == 3 { break }
+        secondary.pause()
+        #expect(secondary.holdEnds() == own.end)
+      }
+      secondary.acceptEnds()
+      #expect(secondary.waitForEnd() == own.end)
       primary.stop()
       secondary.stop()
     }

@@ -95,6 +95,7 @@ final class SecondaryService: EventHandler {
       guard case .waiting = phase else { return nil }
       let side = SecondarySide(refreshes: resources.refreshes, beats: resources.beats, shrink: resources.shrink)
       side.onRole = { tell("pair: now \($0.rawValue): \($1)") }
+      side.tellProgress { tell("pair: \($0)") }
       phase = .following(side)
       return side
     }

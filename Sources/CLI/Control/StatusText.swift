@@ -51,6 +51,7 @@ enum StatusText {
     if let sent = pair.bytesSent { rows.append(("sent", bytes(sent))) }
     if let frames = pair.inputFrames { rows.append(("input", "\(frames) frames")) }
     if let pages = pair.pagesRolledBack { rows.append(("rolled back", "\(pages) pages")) }
+    if let ends = pair.ownEnds, ends > 0 { rows.append(("guest ended here", "\(ends) times, put back each time")) }
     return rows
   }
 

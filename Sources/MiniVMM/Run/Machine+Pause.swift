@@ -56,6 +56,17 @@ extension Machine {
     eventLoop.unpark()
   }
 
+  /// From now on a guest that ends only stands still, until ``load(_:state:dirty:refreshing:clock:)`` puts it back to where it
+  /// had not: a secondary's guest runs ahead of what is known to have happened, and may end where the primary's goes on.
+  /// - Returns: an end that was held, and is forgotten.
+  @discardableResult
+  public func holdEnds() -> MachineEnd? { control.holdEnds(true) }
+
+  /// Ends count again; one that was held ends the machine.
+  public func acceptEnds() {
+    if let end = control.holdEnds(false) { endMachine(end) }
+  }
+
   /// Nanoseconds; Linux's shortest watchdog (hung vCPU, soft lockup) takes seconds.
   private static let noticeablePause: UInt64 = 100_000_000
 

@@ -143,8 +143,9 @@ public final class Machine: Sendable {
     }
     let threads = ThreadTable(vcpus: vcpus)
     let end: @Sendable (MachineEnd) -> Void = { end in
-      guard control.end(end) else { return }
-      lx_eventfd_signal(endDescriptor)
+      let ending = control.end(end)
+      if ending == .known { return }
+      if ending == .final { lx_eventfd_signal(endDescriptor) }
       threads.kick()
     }
     let platform = Platform(end: end)
@@ -173,7 +174,7 @@ public final class Machine: Sendable {
     }
   }
 
-  private let endMachine: @Sendable (MachineEnd) -> Void
+  let endMachine: @Sendable (MachineEnd) -> Void
 
   deinit {
     stop()

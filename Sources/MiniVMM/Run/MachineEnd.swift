@@ -9,6 +9,16 @@ public enum MachineEnd: Equatable, Sendable {
   /// ``Machine/stop()``.
   case stopped
 
+  /// Whether it is part of what the guest did, so that the guest can be put back to before it. Pages that went unrecorded
+  /// can't be put back.
+  var isTheGuests: Bool {
+    switch self {
+    case .stopped: false
+    case .internalError(let error): error.kind != .dirtyRingOverrun
+    default: true
+    }
+  }
+
   public enum ResetCause: String, Sendable { case keyboardController, tripleFault, systemEvent }
   public enum CrashCause: String, Sendable { case panicNotifier, systemEvent }
 }

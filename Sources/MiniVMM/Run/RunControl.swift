@@ -12,7 +12,13 @@ final class RunControl: Sendable {
     var present = 0
     var parked = 0
     var end: MachineEnd?
+    /// The guest has ended, but may be put back to where it had not.
+    var heldEnd: MachineEnd?
+    var holdsEnds = false
   }
+
+  /// What became of an end.
+  enum Ending { case final, held, known }
 
   private let threads = Monitor(Threads())
   /// Changed under the monitor's lock, read without it.
@@ -41,10 +47,12 @@ final class RunControl: Sendable {
 
   // MARK: Control
 
-  /// Asks for something. A machine that has ended stays at stop. The caller kicks the threads then.
+  /// Asks for something. A machine that has ended stays at stop, one whose end is held at pause. The caller kicks the
+  /// threads then.
   func ask(_ new: Request) {
     threads.change { threads in
-      if threads.end == nil { request.store(new.rawValue, ordering: .sequentiallyConsistent) }
+      guard threads.end == nil, threads.heldEnd == nil else { return }
+      request.store(new.rawValue, ordering: .sequentiallyConsistent)
     }
   }
 
@@ -53,13 +61,27 @@ final class RunControl: Sendable {
     threads.wait { $0.parked == $0.present ? () : nil }
   }
 
-  /// Records why the machine ends and asks every thread to stop; false when it had ended before.
-  func end(_ end: MachineEnd) -> Bool {
+  /// Records why the machine ends and asks every thread to stop, or to park if the end is held. The first cause counts.
+  func end(_ end: MachineEnd) -> Ending {
     threads.change { threads in
-      guard threads.end == nil else { return false }
+      guard threads.end == nil else { return .known }
+      if threads.holdsEnds, end.isTheGuests {
+        guard threads.heldEnd == nil else { return .known }
+        threads.heldEnd = end
+        request.store(Request.pause.rawValue, ordering: .sequentiallyConsistent)
+        return .held
+      }
       threads.end = end
       request.store(Request.stop.rawValue, ordering: .sequentiallyConsistent)
-      return true
+      return .final
+    }
+  }
+
+  /// Whether ends are held from now on; returns one that was, which is forgotten with it.
+  func holdEnds(_ holds: Bool) -> MachineEnd? {
+    threads.change { threads in
+      threads.holdsEnds = holds
+      return threads.heldEnd.take()
     }
   }
 

@@ -53,7 +53,8 @@ extension Machine {
   /// KVM or a device refuses a value after that, the machine can't run any more.
   public func restore(_ bytes: [UInt8], clock policy: ClockPolicy = .catchesUp) throws(MachineError) {
     let before = phase.withLock { $0 }
-    guard [.made, .ready, .paused].contains(before), end == nil else {
+    if let end { throw .wrongPhase("a state is not restored into a machine that has ended: \(end)") }
+    guard [.made, .ready, .paused].contains(before) else {
       throw .wrongPhase("a state is restored into a machine that is new, not started or paused")
     }
     let state = try MachineState.decode(bytes, for: shape, xsaveSize: xsaveSize)
