@@ -16,13 +16,22 @@ final class EarlyTelling: Sendable {
   /// There is nobody to be told any more.
   func end() { state.withLock { $0 = nil } }
 
-  /// A frame of `epoch` may leave early. It goes with what is sent next.
-  func tell(_ frame: UnsafeRawBufferPointer, epoch: UInt64) {
+  /// A frame of `epoch` is to leave early. It goes with what is sent next.
+  /// - Returns: false when it may not, because it is one too many.
+  func tell(_ frame: UnsafeRawBufferPointer, epoch: UInt64) -> Bool {
     // Looked at during the call only.
     nonisolated(unsafe) let frame = unsafe frame
+    return state.withLock { state in
+      guard let output = unsafe state?.teller.output(frame, header: NetHeader.size, epoch: epoch) else { return false }
+      return (try? state?.channel.post(.early(card: 0, epoch: epoch, outputs: [output]))) != nil
+    }
+  }
+
+  /// A frame of `epoch` waits for the secondary's, which keeps back what is to leave early. It goes with what is sent next.
+  func ask(_ frame: UnsafeRawBufferPointer, epoch: UInt64) {
+    guard let output = unsafe AskedOutput(frame, header: NetHeader.size) else { return }
     state.withLock { state in
-      guard let output = unsafe state?.teller.output(frame, header: NetHeader.size) else { return }
-      try? state?.channel.post(.early(card: 0, epoch: epoch, outputs: [output]))
+      try? state?.channel.post(.ask(card: 0, epoch: epoch, output: output))
     }
   }
 

@@ -26,16 +26,45 @@ public final class EarlyWatch: Sendable {
 
   func begin(_ channel: Channel) { state.withLock { $0.ledger = EarlyLedger(channel) } }
 
-  /// - Returns: false when that is more than a primary lets out.
-  func add(_ outputs: [EarlyOutput], epoch: UInt64) -> Bool {
+  /// What the primary has to hear: frames of its secondary's guest, and flows in which that contradicts what was told; and from
+  /// which checkpoint that guest goes on.
+  struct Report {
+    var base: UInt64
+    var frames: [[UInt8]] = []
+    var contradictions: [FlowKey] = []
+    var isEmpty: Bool { frames.isEmpty && contradictions.isEmpty }
+  }
+
+  /// - Returns: nil when that is more than a primary lets out.
+  func add(_ outputs: [EarlyOutput], epoch: UInt64) -> Report? {
     state.withLock { state in
-      for output in outputs where state.ledger?.add(output, epoch: epoch) != true { return false }
-      return true
+      for output in outputs where state.ledger?.add(output, epoch: epoch) != true { return nil }
+      return report([], &state)
+    }
+  }
+
+  /// - Returns: nil when that is more than a primary asks for.
+  func asked(_ output: AskedOutput, epoch: UInt64) -> Report? {
+    state.withLock { state in
+      guard let frames = state.ledger?.ask(output, epoch: epoch) else { return nil }
+      return report(frames, &state)
     }
   }
 
   /// What its guest has said.
-  func said(_ frame: [UInt8]) { state.withLock { $0.ledger?.said(frame, header: NetHeader.size) } }
+  func said(_ frame: [UInt8], isMarked: Bool) -> Report {
+    state.withLock { state in
+      let isSent = state.ledger?.said(frame, header: NetHeader.size, isMarked: isMarked) != false
+      return report(isSent ? [frame] : [], &state)
+    }
+  }
+
+  private func report(_ frames: [[UInt8]], _ state: inout State) -> Report {
+    Report(
+      base: state.ledger?.checkpoint ?? 0, frames: frames, contradictions: state.ledger?.takeContradictions() ?? [])
+  }
+
+  func received(_ epoch: UInt64) { state.withLock { $0.ledger?.received(epoch: epoch) } }
   func loaded(_ epoch: UInt64) { state.withLock { $0.ledger?.loaded(epoch: epoch) } }
 
   // MARK: Taking over, and serving
@@ -91,7 +120,7 @@ public final class EarlyWatch: Sendable {
     if isSettled.load(ordering: .acquiring) || parsed.kind != .tcp { return .pass }
     return state.withLock { state in
       if state.resets[parsed.key] == nil, state.ledger?.awaits(parsed.key) == true {
-        state.ledger?.said(unsafe Array(frame), header: NetHeader.size)
+        _ = state.ledger?.said(unsafe Array(frame), header: NetHeader.size, isMarked: false)
         if let reset = settle(&state).first { return .replace(reset) }
         isSettled.store(state.ledger?.isEmpty != false && state.resets.isEmpty, ordering: .releasing)
       }

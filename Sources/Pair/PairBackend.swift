@@ -5,14 +5,24 @@ public import GuestMemory
 public import Replication
 internal import Synchronization
 
+/// Whether a guest has said what a frame is made of.
+public enum Marking: Sendable {
+  /// It says so of none.
+  case none
+  case unmarked
+  /// Where it serves: and the secondary was told that it leaves early.
+  case marked
+}
+
 /// What a card's back end tells the engine of its side, on the device thread. Frames with their virtio-net header.
 public protocol PairTraffic: AnyObject, Sendable {
   /// A frame from the wire, numbered from 1, which the guest is about to get.
   func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer)
   /// What the guest sent: with the gate's token where it serves, without one where it follows.
-  func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer)
+  func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer, _ marking: Marking)
   /// What the guest that serves has sent, and is about to be put into the gate, is made of what the secondary has.
-  func mayLeaveEarly(_ frame: UnsafeRawBufferPointer)
+  /// - Returns: whether it may leave early; then the secondary is told of it.
+  func leavesEarly(_ frame: UnsafeRawBufferPointer) -> Bool
   /// The guest that serves begins a connection: the other needs to know its sequence numbers.
   func started(_ frame: UnsafeRawBufferPointer)
   /// The gate has no room: only a checkpoint makes some.
@@ -42,6 +52,8 @@ public final class PairBackend: FrameBackend {
   public let gate: OutputGate
   public let log: InputLog
   private let state: Mutex<State>
+  /// The gate was full: the card waits for room.
+  private let waits = Atomic(false)
 
   private struct State {
     var side: Side
@@ -53,8 +65,6 @@ public final class PairBackend: FrameBackend {
     /// Numbers input for a secondary.
     var forwards = false
     var given: UInt64 = 0
-    /// The gate was full: the card waits for room.
-    var waits = false
     /// Of a guest whose output may leave early.
     var sources: ReplySources?
     /// After a takeover: what clients were told before.
@@ -127,6 +137,7 @@ public final class PairBackend: FrameBackend {
     try log.rewind(toCheckpointAfter: given)
     let failure: (any Error)? = state.withLock { state in
       state.awaiting.removeAll()
+      state.sources?.restart()
       do { try state.mapper.checkpointLoaded(epoch: epoch, mappings: mappings) } catch { return error }
       return nil
     }
@@ -156,11 +167,8 @@ public final class PairBackend: FrameBackend {
 
   /// Frames have left the gate.
   public func roomMade() {
-    let waited = state.withLock { state in
-      defer { state.waits = false }
-      return state.waits
-    }
-    if waited { signal() }
+    // Asked after every message: not a word is written for nothing.
+    if waits.load(ordering: .sequentiallyConsistent), waits.exchange(false, ordering: .sequentiallyConsistent) { signal() }
   }
 
   /// Lets a frame out on a tap; false when it is full for now.
@@ -174,7 +182,7 @@ public final class PairBackend: FrameBackend {
     state.withLock { state in
       state.traffic.flush()
       gate.flush()
-      return !state.waits
+      return !waits.load(ordering: .relaxed)
     }
   }
 
@@ -199,7 +207,9 @@ public final class PairBackend: FrameBackend {
         let bytes = UnsafeRawBufferPointer(whole)
         // As the guest numbers it.
         let own = unsafe Self.parse(bytes)
-        let since =
+        // Without room it comes again, and is looked at then.
+        if state.sources?.isUsed == true, !gate.hasRoom(for: size) { return full(size, state.traffic) }
+        var since =
           state.forwards && whole.count > NetHeader.size
           ? unsafe state.sources?.synchronisedBy(own, UnsafeRawBufferPointer(rebasing: bytes[NetHeader.size...])) : nil
         // Again after each `full`, from the guest's buffers.
@@ -212,24 +222,30 @@ public final class PairBackend: FrameBackend {
           _ = TapOutput.send(reset, to: tap)
           return .sent
         }
-        if since != nil { unsafe state.traffic.mayLeaveEarly(bytes) }
+        if since != nil, unsafe !state.traffic.leavesEarly(bytes) { since = nil }
+        let marking: Marking = since != nil ? .marked : state.sources?.isUsed == true ? .unmarked : .none
         switch unsafe gate.put(
           bytes, flow: parsed.key, inputGiven: state.forwards ? state.given : 0, synchronisedBy: since)
         {
         case .admitted(let token):
-          state.waits = false
+          waits.store(false, ordering: .relaxed)
           if state.forwards {
             if parsed.kind == .tcp, parsed.flags.contains(.syn) { unsafe state.traffic.started(bytes) }
-            unsafe state.traffic.output(token, bytes)
+            unsafe state.traffic.output(token, bytes, marking)
           }
           return .sent
-        case .full:
-          state.waits = true
-          state.traffic.gateIsFull()
-          return .full
+        case .full: return full(size, state.traffic)
         }
       }
     }
+  }
+
+  private func full(_ size: Int, _ traffic: any PairTraffic) -> SendResult {
+    waits.store(true, ordering: .sequentiallyConsistent)
+    traffic.gateIsFull()
+    // Room that was made before that was known.
+    if gate.hasRoom(for: size) { roomMade() }
+    return .full
   }
 
   public func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int {
@@ -267,20 +283,18 @@ public final class PairBackend: FrameBackend {
     }
   }
 
-  private static func parse(_ frame: UnsafeRawBufferPointer) -> Frame {
-    unsafe frame.withMemoryRebound(to: UInt8.self) { bytes in
-      unsafe Frame(Span(_unsafeElements: UnsafeBufferPointer(rebasing: bytes[min(NetHeader.size, bytes.count)...])))
-    }
-  }
+  private static func parse(_ frame: UnsafeRawBufferPointer) -> Frame { unsafe Frame(frame, header: NetHeader.size) }
 
   /// A follower's frame, to be compared once its numbers are the primary's.
   private func follow(_ frame: UnsafeMutableRawBufferPointer, _ state: inout State) {
+    let bytes = UnsafeRawBufferPointer(frame)
+    let isMarked = unsafe frame.count > NetHeader.size && state.sources?.isMarked(bytes) == true
     if unsafe Self.map(frame, .outgoing, &state.mapper) == .awaitsPrimary {
       // Dropped beyond the limit: the primary hears nothing of the connection, and asks for a checkpoint.
       if state.awaiting.count < Self.awaitingLimit { state.awaiting.append(unsafe Array(frame)) }
       return
     }
-    unsafe state.traffic.output(nil, UnsafeRawBufferPointer(frame))
+    unsafe state.traffic.output(nil, UnsafeRawBufferPointer(frame), isMarked ? .marked : .unmarked)
   }
 
   private enum Direction { case outgoing, incoming }

@@ -55,7 +55,7 @@ public final class PrimarySide: PairTraffic {
   let state = Mutex(State())
   let peer: PeerWatch
   let meter = PairMeter()
-  private let early = EarlyTelling()
+  let early = EarlyTelling()
   /// What checkpoints hold of what replies are made of; none where output does not leave early.
   private let sourcePages = Mutex<SourcePages?>(nil)
   let registers = Mutex<PairRegisters?>(nil)
@@ -131,18 +131,6 @@ public final class PrimarySide: PairTraffic {
     }
   }
 
-  public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer) {
-    guard options.mode.compares, let token, frame.count > 12 else { return }
-    let bytes = unsafe UnsafeRawBufferPointer(rebasing: frame[12...])
-    compare { comparison in
-      unsafe bytes.withMemoryRebound(to: UInt8.self) {
-        unsafe comparison.comparator.primary(Span(_unsafeElements: $0), token: token)
-      }
-    }
-  }
-
-  public func mayLeaveEarly(_ frame: UnsafeRawBufferPointer) { unsafe early.tell(frame, epoch: gate.epoch) }
-
   public func started(_ frame: UnsafeRawBufferPointer) {
     guard options.mode.compares, let channel = state.withLock({ $0.channel }) else { return }
     do throws(ChannelError) {
@@ -153,24 +141,6 @@ public final class PrimarySide: PairTraffic {
   public func gateIsFull() { requestCheckpoint(.queueFull) }
 
   public func flush() { state.withLock({ $0.channel })?.flush() }
-
-  /// Hands a frame to the comparator, and the gate what is equal by now.
-  private func compare(_ body: (inout Comparison) -> ComparisonOutcome) {
-    let outcome = comparison.withLock { comparison in
-      let outcome = body(&comparison)
-      var equal: [UInt64] = []
-      while let token = comparison.comparator.nextEqual() { equal.append(token) }
-      if !equal.isEmpty { gate.compared(equal, .equal) }
-      return outcome
-    }
-    switch outcome {
-    case .consistent: break
-    case .mismatch(let mismatch):
-      gate.contradict(mismatch.flow)
-      requestCheckpoint(.mismatch)
-    case .overflow: requestCheckpoint(.queueFull)
-    }
-  }
 
   // MARK: Protection
 
@@ -362,6 +332,10 @@ public final class PrimarySide: PairTraffic {
                 Span(_unsafeElements: UnsafeBufferPointer(rebasing: bytes[12...])))
             }
           }
+        case .contradicted(_, let base, let flow):
+          guard base == comparison.withLock({ $0.base }) else { continue }
+          gate.contradict(flow)
+          requestCheckpoint(.mismatch)
         case .received(let epoch):
           FaultPoints.pass(.receivedHeard)
           gate.received(epoch)
@@ -381,7 +355,7 @@ public final class PrimarySide: PairTraffic {
           peer.arrived()
           if peer.change(.laterTerm(term))?.to == .fenced { throw ChannelError.closed }
         case .farewell: throw ChannelError.closed
-        case .configuration, .input, .disk, .pages, .checkpoint, .started, .takeOver, .early:
+        case .configuration, .input, .disk, .pages, .checkpoint, .started, .takeOver, .early, .ask:
           throw ChannelError.notAuthentic
         }
         gate.retry()

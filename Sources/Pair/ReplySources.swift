@@ -54,6 +54,40 @@ struct ReplySources {
   ///   - frame: as the guest numbers it.
   ///   - bytes: the frame without its virtio-net header.
   mutating func synchronisedBy(_ frame: Frame, _ bytes: UnsafeRawBufferPointer) -> UInt64? {
+    unsafe take(frame, bytes) { unsafe $0.check($1, frame.sequence, $2) }
+  }
+
+  /// Whether the guest has said of all of a frame what it is made of.
+  /// - Parameter bytes: with its virtio-net header.
+  mutating func isMarked(_ bytes: UnsafeRawBufferPointer) -> Bool {
+    let frame = unsafe Frame(bytes, header: NetHeader.size)
+    return unsafe take(frame, UnsafeRawBufferPointer(rebasing: bytes[NetHeader.size...])) { _, records, payload in
+      var done: UInt32 = 0
+      while done < payload.count {
+        let at = frame.sequence &+ done
+        guard let record = records.first(where: { $0.offset(of: at) != nil }) else { return nil }
+        done = record.end &- frame.sequence
+      }
+      return true
+    } == true
+  }
+
+  /// Whether the guest names sources at all.
+  var isUsed: Bool { !rings.isEmpty }
+
+  /// The guest goes on from another state: what it said since is unsaid.
+  mutating func restart() {
+    rings = rings.map { ($0.address, 1) }
+    flows.removeAll(keepingCapacity: true)
+    count = 0
+  }
+
+  /// Hands over what the guest has said of a frame's flow; what of that lies before the frame's end is not asked for again, unless
+  /// it is sent again: then it is held.
+  private mutating func take<R>(
+    _ frame: Frame, _ bytes: UnsafeRawBufferPointer,
+    _ body: (inout ReplySources, [Record], UnsafeRawBufferPointer) -> R?
+  ) -> R? {
     guard frame.kind == .tcp, !frame.payload.isEmpty else { return nil }
     poll()
     guard !rings.isEmpty, frame.flags.isDisjoint(with: [.syn, .fin, .rst]), let place = flows.index(forKey: frame.key)
@@ -63,8 +97,7 @@ struct ReplySources {
     swap(&records, &flows.values[place])
     let payload = unsafe UnsafeRawBufferPointer(
       rebasing: bytes[frame.payload.lowerBound..<frame.payload.upperBound])
-    let result = unsafe check(records, frame.sequence, payload)
-    // What lies before a position that has been sent is not asked for again, unless it is sent again: then it is held.
+    let result = unsafe body(&self, records, payload)
     let end = frame.sequence &+ UInt32(frame.payload.count)
     count -= records.count
     records.removeAll { Int32(bitPattern: $0.end &- end) <= 0 }

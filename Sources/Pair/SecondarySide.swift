@@ -97,22 +97,8 @@ public final class SecondarySide: PairTraffic {
   public func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {}
   public func gateIsFull() {}
   public func started(_ frame: UnsafeRawBufferPointer) {}
-  public func mayLeaveEarly(_ frame: UnsafeRawBufferPointer) {}
+  public func leavesEarly(_ frame: UnsafeRawBufferPointer) -> Bool { false }
   public func flush() { state.withLock({ $0.channel })?.flush() }
-
-  public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer) {
-    guard mode.compares else { return }
-    let copy = unsafe Array(frame)
-    if mode == .coloPlusPlus { early.said(copy) }
-    let (channel, loaded) = state.withLock { state in
-      state.unconfirmed.add(copy, now: lx_monotonic_ns())
-      return (state.channel, state.loaded)
-    }
-    guard let channel else { return }
-    do throws(ChannelError) { unsafe try channel.post(.output, card: 0, number: loaded, frame: frame) } catch {
-      channel.abandon()
-    }
-  }
 
   // MARK: Following
 
@@ -206,6 +192,7 @@ public final class SecondarySide: PairTraffic {
     var stage = queue.stage()
     var received: UInt64 = 0
     var owed: UInt64 = 0
+    var hasSaid = false
     while true {
       let message = try channel.receive()
       if case .farewell = message {} else if state.withLock({ $0.demanded }) { throw FollowError.demanded }
@@ -247,6 +234,7 @@ public final class SecondarySide: PairTraffic {
         FaultPoints.pass(.checkpointWhole)
         // Whole: from here on it is what this side goes by.
         received = epoch
+        early.received(epoch)
         queue.put(
           WholeCheckpoint(epoch: epoch, given: given, mappings: mappings, held: held, state: saved, stage: stage))
         try channel.send(.received(epoch: epoch))
@@ -260,16 +248,28 @@ public final class SecondarySide: PairTraffic {
         throw FollowError.dismissed(guestEnded: guestEnded)
       case .takeOver: if role == .secondary, peer.mayTakeOver { state.withLock { $0.demanded = true } }
       case .early(_, let epoch, let outputs):
-        guard early.add(outputs, epoch: epoch) else {
+        guard let report = early.add(outputs, epoch: epoch) else {
           throw StateError.invalid("more output let out early than may be")
         }
-      case .configuration, .inputAcknowledged, .output, .received, .loaded, .admission: throw ChannelError.notAuthentic
+        say(report, channel)
+        hasSaid = hasSaid || !report.isEmpty
+      case .ask(_, let epoch, let output):
+        guard let report = early.asked(output, epoch: epoch) else {
+          throw StateError.invalid("more output asked for than may be")
+        }
+        say(report, channel)
+        hasSaid = hasSaid || !report.isEmpty
+      case .configuration, .inputAcknowledged, .output, .received, .loaded, .admission, .contradicted: throw ChannelError.notAuthentic
       }
       // Once for all input that has come by now.
       if owed > 0, !channel.hasReceived || owed % 64 == 0 {
         try channel.send(.inputAcknowledged(card: 0, count: owed))
         made.backend?.signal()
         owed = 0
+        hasSaid = false
+      } else if hasSaid, !channel.hasReceived {
+        channel.flush()
+        hasSaid = false
       }
     }
   }

@@ -74,6 +74,44 @@ import Testing
     #expect(comparator.heldFrames == 0)
   }
 
+  /// As above, with stretches that the secondary compares and need not show.
+  @Test(arguments: 300..<324 as Range<UInt64>) func agreedStretches_leaveTheRestAsItIs(seed: UInt64) {
+    var random = SeededGenerator(seed: seed)
+    let count = Int.random(in: 1...60_000, using: &random)
+    let stream = (0..<count).map { _ in UInt8.random(in: 0...255, using: &random) }
+    let initial = UInt32.max - UInt32.random(in: 0...60_000, using: &random)
+    let cuts = (0..<2).map { _ in Self.cuts(count, largest: 1448, &random) }
+    var comparator = Comparator()
+    let syn = TCPSegment(sequence: initial, flags: TCPSegment.syn | TCPSegment.ack).bytes
+    #expect(comparator.primary(syn.span, token: 0) == .consistent)
+    #expect(comparator.secondary(syn.span) == .consistent)
+    var next = [0, 0]
+    var (agreed, said) = ([Bool](repeating: false, count: count), [Bool](repeating: false, count: count))
+    var (waiting, equal): ([UInt64], [UInt64]) = ([0], [])
+    while next[0] < cuts[0].count || next[1] < cuts[1].count {
+      let side = next[0] == cuts[0].count ? 1 : next[1] == cuts[1].count ? 0 : Int.random(in: 0...1, using: &random)
+      let cut = cuts[side][next[side]]
+      next[side] += 1
+      let bytes = Self.frame(cut, of: stream, from: initial, version: 4)
+      if side == 0, !cut.isFin, Bool.random(using: &random) {
+        #expect(comparator.agree(bytes.span) == .consistent)
+        for index in cut.range { agreed[index] = true }
+      } else if side == 0 {
+        #expect(comparator.primary(bytes.span, token: UInt64(next[0])) == .consistent)
+        waiting.append(UInt64(next[0]))
+      } else if cut.isFin || Bool.random(using: &random) || !cut.range.allSatisfy({ agreed[$0] }) {
+        #expect(comparator.secondary(bytes.span) == .consistent)
+        for index in cut.range { said[index] = true }
+      }
+      while let token = comparator.nextEqual() {
+        equal.append(token)
+        if token > 0 { #expect(cuts[0][Int(token) - 1].range.allSatisfy { said[$0] || agreed[$0] }) }
+      }
+    }
+    #expect(equal == waiting, "seed \(seed)")
+    #expect(comparator.heldFrames == 0)
+  }
+
   @Test(arguments: 100..<124 as Range<UInt64>) func aFlippedByte_isFoundAtItsPlace(seed: UInt64) {
     var random = SeededGenerator(seed: seed)
     let count = Int.random(in: 1...20_000, using: &random)
@@ -116,7 +154,8 @@ import Testing
       var bytes = Self.hostile(&random)
       let choice = Int.random(in: 0..<100, using: &random)
       switch choice {
-      case 0..<44: _ = comparator.primary(bytes.span, token: UInt64(round))
+      case 0..<4: _ = comparator.agree(bytes.span)
+      case 4..<44: _ = comparator.primary(bytes.span, token: UInt64(round))
       case 44..<88: _ = comparator.secondary(bytes.span)
       case 88..<97: comparator.input(bytes.span)
       case 97: comparator.checkpoint()

@@ -16,6 +16,8 @@ import Testing
   enum Step: Sendable {
     case p([UInt8])
     case s([UInt8])
+    /// A frame of the primary's that the secondary compares.
+    case agreed([UInt8])
     case checkpoint
   }
 
@@ -181,6 +183,32 @@ import Testing
       why: "ARP in any order", steps: [.p(arp(1)), .p(arp(2)), .s(arp(2)), .s(arp(3)), .p(arp(3))], equal: [1, 2]),
     Row(why: "ARP once is not twice", steps: [.p(arp(1)), .p(arp(1)), .s(arp(1))], equal: [0]),
     Row(why: "ARP before a checkpoint", steps: [.s(arp(1)), .checkpoint, .p(arp(1))], equal: []),
+    Row(
+      why: "what the secondary compares need not come from it",
+      steps: [.p(tcp(1, "ab")), .s(tcp(1, "ab")), .agreed(tcp(3, "cd")), .p(tcp(5, "ef")), .s(tcp(5, "ef"))],
+      equal: [0, 1]),
+    Row(
+      why: "… and is not compared if it does, in a frame of its own or with its neighbours",
+      steps: [
+        .p(tcp(1, "ab")), .agreed(tcp(3, "cd")), .p(tcp(5, "ef")), .s(tcp(3, "XX")), .s(tcp(1, "abXXef")),
+      ], equal: [0, 1]),
+    Row(
+      why: "… or has come before",
+      steps: [.s(tcp(1, "abXXef")), .p(tcp(1, "ab")), .agreed(tcp(3, "cd")), .p(tcp(5, "ef"))], equal: [0, 1]),
+    Row(
+      why: "… but what is beside it is",
+      steps: [.p(tcp(1, "ab")), .agreed(tcp(3, "cd")), .p(tcp(5, "ef")), .s(tcp(1, "abcdeX"))], equal: [],
+      mismatch: .payload),
+    Row(
+      why: "sent again it is equal at once, when the secondary has acknowledged as much",
+      steps: [
+        .agreed(tcp(1, "ab")), .p(tcp(1, "ab")), .p(tcp(1, "ab", ack: 5001)), .s(tcp(9, "", ack: 5000)),
+      ], equal: [0]),
+    Row(
+      why: "after a checkpoint the bytes of before are not those",
+      steps: [
+        .p(tcp(1, "ab")), .agreed(tcp(3, "cd")), .checkpoint, .p(tcp(1, "abcdef")), .s(tcp(1, "abXXef")),
+      ], equal: [1]),
   ]
 
   @Test(arguments: rows) func rule(row: Row) {
@@ -195,6 +223,7 @@ import Testing
         outcome = comparator.primary(bytes.span, token: token)
         token += 1
       case .s(let bytes): outcome = comparator.secondary(bytes.span)
+      case .agreed(let bytes): outcome = comparator.agree(bytes.span)
       case .checkpoint:
         comparator.checkpoint()
         outcome = .consistent

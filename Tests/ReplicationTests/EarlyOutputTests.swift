@@ -7,8 +7,8 @@ import Testing
   private let key = SharedKey([UInt8](repeating: 3, count: 32))
   private let header = [UInt8](repeating: 0, count: 12)
 
-  private func told(_ frame: [UInt8], _ teller: inout EarlyTeller) -> EarlyOutput? {
-    unsafe frame.withUnsafeBytes { unsafe teller.output($0, header: 12) }
+  private func told(_ frame: [UInt8], _ teller: inout EarlyTeller, epoch: UInt64 = 1) -> EarlyOutput? {
+    unsafe frame.withUnsafeBytes { unsafe teller.output($0, header: 12, epoch: epoch) }
   }
 
   private func frame(_ text: String, at sequence: UInt32, port: UInt16 = 80) -> [UInt8] {
@@ -24,7 +24,7 @@ import Testing
       let fits = ledger.add(try #require(output), epoch: 1)
       #expect(fits)
     }
-    for frame in said { ledger.said(frame, header: 12) }
+    for frame in said { _ = ledger.said(frame, header: 12, isMarked: true) }
     let findings = ledger.settle()
     return (findings, !ledger.isEmpty)
   }
@@ -65,9 +65,9 @@ import Testing
       let fits = ledger.add(try #require(output), epoch: epoch)
       #expect(fits)
     }
-    ledger.said(frame("xyz", at: 3), header: 12)
+    _ = ledger.said(frame("xyz", at: 3), header: 12, isMarked: true)
     ledger.loaded(epoch: 1)
-    ledger.said(frame("def", at: 6), header: 12)
+    _ = ledger.said(frame("def", at: 6), header: 12, isMarked: true)
     let findings = ledger.settle()
     let isEmpty = ledger.isEmpty
     #expect(findings == [.equal] && isEmpty)
@@ -81,8 +81,10 @@ import Testing
       _ = ledger.add(try #require(output), epoch: 1)
     }
     for acknowledgement in [5, 9, 7] as [UInt32] {
-      ledger.said(header + TCPSegment(acknowledgement: acknowledgement).bytes, header: 12)
-      ledger.said(header + TCPSegment(guestPort: 82, acknowledgement: acknowledgement).bytes, header: 12)
+      for port in [80, 82] as [UInt16] {
+        let bytes = header + TCPSegment(guestPort: port, acknowledgement: acknowledgement).bytes
+        _ = ledger.said(bytes, header: 12, isMarked: false)
+      }
     }
     let first = Frame(TCPSegment(guestPort: 80).bytes.span).key
     let second = Frame(TCPSegment(guestPort: 81).bytes.span).key
@@ -90,14 +92,130 @@ import Testing
     #expect(known == [first: 9, second: nil], "of the third flow nothing left early")
   }
 
-  @Test func tooMuch_isRefused() throws {
+  @Test func tooMuch_isRefused_andNotTold() throws {
     var teller = EarlyTeller(key: key)
     var ledger = EarlyLedger(key: key)
-    let made = told(frame("a", at: 1), &teller)
-    let output = try #require(made)
-    var added = 0
-    while ledger.add(output, epoch: 1) { added += 1 }
-    #expect(added == EarlyLedger.pieceLimit)
+    let piece = frame("a", at: 1)
+    for epoch in 1...2 as ClosedRange<UInt64> {
+      var added = 0
+      while let output = told(piece, &teller, epoch: epoch) {
+        guard ledger.add(output, epoch: epoch) else { break }
+        added += 1
+      }
+      #expect(added == EarlyLedger.pieceLimit, "in each epoch")
+      let made = EarlyOutput(flow: .none, sequence: 1, count: 1, code: [], number: 0)
+      let fits = ledger.add(made, epoch: epoch)
+      #expect(!fits)
+      ledger.received(epoch: epoch)
+    }
+  }
+
+  // MARK: What the primary has to see
+
+  /// A ledger that was told of these, or is.
+  private func ledger(told: [[UInt8]]) throws -> EarlyLedger {
+    var teller = EarlyTeller(key: key)
+    var ledger = EarlyLedger(key: key)
+    for frame in told {
+      let output = self.told(frame, &teller)
+      _ = ledger.add(try #require(output), epoch: 1)
+    }
+    return ledger
+  }
+
+  private func ask(upTo end: UInt32, acknowledgement: UInt32 = 0) -> AskedOutput {
+    AskedOutput(flow: Frame(TCPSegment().bytes.span).key, end: end, acknowledgement: acknowledgement)
+  }
+
+  @Test func whatWasTold_isComparedHere_whoeverIsFirst() throws {
+    var before = try ledger(told: [frame("abc", at: 7), frame("defg", at: 10)])
+    let sent = [("abc", 7), ("de", 10), ("fg", 12)].map { text, at in
+      before.said(frame(text, at: UInt32(at)), header: 12, isMarked: text == "abc")
+    }
+    #expect(sent == [false, true, false], "half of a piece may be something else")
+    let found = before.settle()
+    #expect(found == [.equal, .equal])
+
+    var after = EarlyLedger(key: key)
+    let isSent = after.said(frame("abc", at: 7), header: 12, isMarked: true)
+    #expect(!isSent, "the primary will say what becomes of its own")
+    var teller = EarlyTeller(key: key)
+    let output = told(frame("abc", at: 7), &teller)
+    _ = after.add(try #require(output), epoch: 1)
+    let (findings, asked) = (after.settle(), after.ask(ask(upTo: 10), epoch: 1))
+    #expect(findings == [.equal] && asked?.count == 1, "for what it acknowledges")
+  }
+
+  @Test func whatIsNotMarked_orNotTold_isSent() throws {
+    var ledger = try ledger(told: [frame("abc", at: 7)])
+    let marked = ledger.said(frame("GET", at: 20), header: 12, isMarked: true)
+    let unmarked = ledger.said(frame("STORED", at: 23), header: 12, isMarked: false)
+    let isBare = ledger.said(frame("", at: 29), header: 12, isMarked: false)
+    let isDatagram = ledger.said(header + [UInt8](repeating: 1, count: 60), header: 12, isMarked: true)
+    #expect(!marked && unmarked && isBare && isDatagram)
+  }
+
+  @Test func asked_sendsWhatWasKeptBack_andKeepsBackNoMoreBefore() throws {
+    var ledger = EarlyLedger(key: key)
+    for (text, at) in [("abc", 7), ("def", 10), ("ghi", 13)] {
+      let isSent = ledger.said(frame(text, at: UInt32(at)), header: 12, isMarked: true)
+      #expect(!isSent)
+    }
+    #expect(ledger.ask(ask(upTo: 13), epoch: 1) == [frame("abc", at: 7), frame("def", at: 10)])
+    #expect(ledger.ask(ask(upTo: 22), epoch: 1) == [frame("ghi", at: 13)], "each once")
+    let isSent = ledger.said(frame("jkl", at: 16), header: 12, isMarked: true)
+    let isKept = ledger.said(frame("mno", at: 22), header: 12, isMarked: true)
+    #expect(isSent && !isKept)
+  }
+
+  /// The primary waits for an acknowledgement that the secondary's guest gave with what it kept back, or will.
+  @Test func asked_forAnAcknowledgement_isAnswered() throws {
+    func frame(_ text: String, at sequence: UInt32, _ acknowledgement: UInt32) -> [UInt8] {
+      header + TCPSegment(sequence: sequence, acknowledgement: acknowledgement, payload: Array(text.utf8)).bytes
+    }
+    var ledger = try ledger(told: [frame("abc", at: 7, 50), frame("def", at: 10, 60)])
+    let first = ledger.said(frame("abc", at: 7, 50), header: 12, isMarked: true)
+    #expect(!first)
+    #expect(ledger.ask(ask(upTo: 10, acknowledgement: 50), epoch: 1) == [frame("abc", at: 7, 50)])
+    #expect(ledger.ask(ask(upTo: 10, acknowledgement: 60), epoch: 1) == [])
+    let second = ledger.said(frame("def", at: 10, 60), header: 12, isMarked: true)
+    #expect(second, "though it is compared here")
+  }
+
+  @Test func epochsAhead_waitForTheGuest() throws {
+    var teller = EarlyTeller(key: key)
+    var ledger = EarlyLedger(key: key)
+    for epoch in 1...3 as ClosedRange<UInt64> {
+      let output = told(frame("abc", at: 7), &teller, epoch: epoch)
+      _ = ledger.add(try #require(output), epoch: epoch)
+    }
+    #expect(ledger.ask(ask(upTo: 99), epoch: 3) == [])
+    // The guest is in epoch 1, and says something else there.
+    _ = ledger.said(frame("xyz", at: 7), header: 12, isMarked: true)
+    let first = ledger.takeContradictions().count
+    ledger.received(epoch: 1)
+    ledger.loaded(epoch: 1)
+    _ = ledger.said(frame("abc", at: 7), header: 12, isMarked: true)
+    let second = ledger.takeContradictions().count
+    #expect(first == 1 && second == 0 && ledger.checkpoint == 1)
+    ledger.received(epoch: 2)
+    ledger.loaded(epoch: 2)
+    let isSent = ledger.said(frame("jkl", at: 90), header: 12, isMarked: true)
+    #expect(isSent, "asked for in epoch 3")
+    let old = ledger.ask(ask(upTo: 99), epoch: 2)
+    #expect(old == [], "from before the checkpoint")
+  }
+
+  /// A survivor whose guest has contradicted what clients were told resets that connection, also if that was found before.
+  @Test func contradiction_isFoundAgainAtTheTakeover() throws {
+    var ledger = try ledger(told: [frame("abc", at: 7), frame("def", at: 10)])
+    for (text, at) in [("abd", 7), ("def", 10)] {
+      _ = ledger.said(frame(text, at: UInt32(at)), header: 12, isMarked: true)
+    }
+    let flows = ledger.takeContradictions()
+    #expect(flows.count == 1)
+    let findings = ledger.settle()
+    #expect(findings.count == 2 && findings.contains(.equal) && findings.contains { $0 != .equal })
   }
 
   // MARK: Resets

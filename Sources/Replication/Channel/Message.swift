@@ -38,6 +38,10 @@ public enum Message: Equatable, Sendable {
   case takeOver
   /// Primary: this is about to leave in `epoch`, before the secondary has said as much.
   case early(card: UInt8, epoch: UInt64, outputs: [EarlyOutput])
+  /// Primary: this does not leave `epoch` before the secondary has said as much.
+  case ask(card: UInt8, epoch: UInt64, output: AskedOutput)
+  /// Secondary: its guest, since it loaded checkpoint `base`, has said something else in this flow than was told early.
+  case contradicted(card: UInt8, base: UInt64, flow: FlowKey)
 }
 
 /// The messages that carry a frame, which are many.
@@ -78,6 +82,8 @@ extension Message {
     case .admission: 13
     case .takeOver: 14
     case .early: 15
+    case .ask: 16
+    case .contradicted: 17
     }
   }
 
@@ -128,6 +134,14 @@ extension Message {
       out.put(epoch)
       out.put(UInt32(outputs.count))
       for output in outputs { output.put(into: &out) }
+    case .ask(let card, let epoch, let output):
+      out.put(card)
+      out.put(epoch)
+      output.put(into: &out)
+    case .contradicted(let card, let base, let flow):
+      out.put(card)
+      out.put(base)
+      flow.put(into: &out)
     }
     return out.bytes
   }
@@ -170,6 +184,9 @@ extension Message {
       var outputs: [EarlyOutput] = []
       for _ in 0..<(try reader.get(UInt32.self)) { outputs.append(try EarlyOutput(from: &reader)) }
       self = .early(card: card, epoch: epoch, outputs: outputs)
+    case 16:
+      self = .ask(card: try reader.get(), epoch: try reader.get(), output: try AskedOutput(from: &reader))
+    case 17: self = .contradicted(card: try reader.get(), base: try reader.get(), flow: try FlowKey(from: &reader))
     default: throw .invalid("a message of kind \(kind)")
     }
     guard reader.remaining == 0 else { throw .invalid("\(reader.remaining) bytes behind a message of kind \(kind)") }

@@ -62,6 +62,18 @@ public struct Comparator: ~Copyable, Sendable {
     return put(.secondary, frame, token: 0)
   }
 
+  /// A frame of TCP that the primary's guest has sent, and that the secondary compares with its own: here it counts as said
+  /// by both, and has no token.
+  public mutating func agree(_ bytes: Span<UInt8>) -> ComparisonOutcome {
+    counters.primaryFrames &+= 1
+    let frame = Frame(bytes)
+    guard frame.kind == .tcp else { return .consistent }
+    let (known, outcome) = stream(.primary, frame)
+    guard let slot = known else { return judged(outcome, frame) }
+    let agreed = streams.flows[slot].agree(frame, budget: budget)
+    return judged(concluded(agreed, slot, .primary, frame), frame)
+  }
+
   /// The token of a frame that has become equal, each once; nil when there are no more for now.
   public mutating func nextEqual() -> UInt64? { equal.next() }
 
@@ -97,6 +109,10 @@ public struct Comparator: ~Copyable, Sendable {
     case .datagram: outcome = putDatagram(side, frame, bytes, token: token)
     case .whole: outcome = window.put(side, bytes, token: token, equal: &equal, limits: budget.limits)
     }
+    return judged(outcome, frame)
+  }
+
+  private mutating func judged(_ outcome: FlowOutcome, _ frame: Frame) -> ComparisonOutcome {
     switch outcome {
     case .consistent: return .consistent
     case .mismatch(let reason, let place):
@@ -110,21 +126,30 @@ public struct Comparator: ~Copyable, Sendable {
     }
   }
 
-  private mutating func putStream(
-    _ side: Side, _ frame: Frame, _ bytes: Span<UInt8>, token: UInt64
-  ) -> FlowOutcome {
+  /// The flow of a frame, unless it has been broken off.
+  private mutating func stream(_ side: Side, _ frame: Frame) -> (slot: Int?, outcome: FlowOutcome) {
     guard
       let slot = streams.find(frame.key)
         ?? streams.add(frame.key, limit: budget.limits.flows, epoch: epoch, budget: &budget)
-    else { return .overflow(.flows) }
-    guard streams.flows[slot].enter(epoch: epoch) else {
-      streams.flows[slot].follow(side, frame)
-      return .consistent
-    }
+    else { return (nil, .overflow(.flows)) }
+    if streams.flows[slot].enter(epoch: epoch) { return (slot, .consistent) }
+    streams.flows[slot].follow(side, frame)
+    return (nil, .consistent)
+  }
+
+  private mutating func putStream(
+    _ side: Side, _ frame: Frame, _ bytes: Span<UInt8>, token: UInt64
+  ) -> FlowOutcome {
+    let (known, early) = stream(side, frame)
+    guard let slot = known else { return early }
     var outcome = streams.flows[slot].put(side, frame, bytes, token: token, budget: &budget)
     while case .overflow(.bytes) = outcome, shed(stream: slot, datagram: nil) {
       outcome = streams.flows[slot].put(side, frame, bytes, token: token, budget: &budget)
     }
+    return concluded(outcome, slot, side, frame)
+  }
+
+  private mutating func concluded(_ outcome: FlowOutcome, _ slot: Int, _ side: Side, _ frame: Frame) -> FlowOutcome {
     guard case .consistent = outcome else {
       streams.flows[slot].breakOff(&budget)
       streams.flows[slot].follow(side, frame)

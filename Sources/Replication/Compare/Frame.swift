@@ -55,6 +55,13 @@ public struct Frame: Equatable, Sendable {
     if !parsed { self = Frame(whole: bytes.count) }
   }
 
+  /// - Parameter bytes: with `header` bytes in front, which are not looked at.
+  public init(_ bytes: UnsafeRawBufferPointer, header: Int) {
+    self = unsafe bytes.withMemoryRebound(to: UInt8.self) { bytes in
+      unsafe Frame(Span(_unsafeElements: UnsafeBufferPointer(rebasing: bytes[min(header, bytes.count)...])))
+    }
+  }
+
   private init(whole count: Int) { payload = 0..<count }
 
   // RFC 791. Options are skipped: they are not compared.

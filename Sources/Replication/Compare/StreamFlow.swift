@@ -39,6 +39,8 @@ struct StreamFlow: ComparedFlow, Sendable {
   private var peerFin: UInt32?
   private var isPeerDone = false
   private var ring = ByteRing()
+  /// Stretches beyond `floor` that count as said by both, and are not in the ring.
+  private var agreed: [Range<Int64>] = []
   private var pending = PendingQueue()
   private(set) var isBroken = false
   /// How far the primary has come since the flow was broken off: from there both go on after the checkpoint.
@@ -79,7 +81,8 @@ struct StreamFlow: ComparedFlow, Sendable {
     }
     let top = isBroken ? max(halves[0].coverage.end, brokenTop) : halves[0].coverage.end
     // Kept bytes are the primary's only where there was no difference and no hole.
-    if isBroken || halves[0].coverage.reach != top { ring.restart(at: top) }
+    if isBroken || halves[0].coverage.reach != top || !agreed.isEmpty { ring.restart(at: top) }
+    agreed.removeAll()
     isBroken = false
     isSettled = true
     floor = top
@@ -93,11 +96,25 @@ struct StreamFlow: ComparedFlow, Sendable {
     ring.restart(at: floor)
   }
 
+  /// What the primary has said in this frame counts as said by both.
+  mutating func agree(_ frame: Frame, budget: borrowing ComparatorBudget) -> FlowOutcome {
+    if !hasStarted { start(at: frame.sequence, syn: false) }
+    let start = position(of: frame.sequence)
+    let range = start..<start + Int64(frame.payload.count)
+    guard start >= floor - Self.largestWindow else { return .mismatch(.unknown, place: frame.sequence) }
+    halves[1].coverage.insert(range)
+    if range.upperBound > floor { agreed.append(range) }
+    note(0, frame, range: range)
+    if halves[0].coverage.islands.count > budget.limits.holesPerFlow { return .overflow(.holesPerFlow) }
+    return .consistent
+  }
+
   mutating func breakOff(_ budget: inout ComparatorBudget) {
     isBroken = true
     brokenTop = halves[0].coverage.end
     budget.frames -= pending.count
     pending.removeAll()
+    agreed.removeAll()
   }
 
   /// A frame that is not compared any more before the checkpoint: what it shows of the primary's state only.
@@ -173,6 +190,7 @@ struct StreamFlow: ComparedFlow, Sendable {
     peerFin = nil
     isPeerDone = false
     ring.restart(at: floor)
+    agreed.removeAll()
     for side in 0..<2 {
       halves[side] = Half(coverage: halves[side].coverage)
       halves[side].coverage.restart(at: floor)
@@ -237,6 +255,11 @@ struct StreamFlow: ComparedFlow, Sendable {
     halves[own].isSeen = true
     halves[own].coverage.insert(range)
     floor = max(floor, min(halves[0].coverage.reach, halves[1].coverage.reach))
+    while let first = agreed.first, first.upperBound <= floor {
+      // Nothing below it is looked at again: it is not there.
+      ring.moveLow(to: first.upperBound)
+      agreed.removeFirst()
+    }
     if frame.flags.contains(.ack) { halves[own].acknowledge(frame.acknowledgement) }
   }
 
@@ -277,11 +300,16 @@ struct StreamFlow: ComparedFlow, Sendable {
     // Older bytes were compared when they were first sent, and are no longer kept.
     var cursor = max(position, ring.low)
     while cursor < end {
+      if let skipped = agreed.first(where: { $0.contains(cursor) }) {
+        cursor = skipped.upperBound
+        continue
+      }
       let primary = halves[0].coverage.stretch(at: cursor)
       let secondary = halves[1].coverage.stretch(at: cursor)
       let isKnown = primary.isCovered || secondary.isCovered
       let stop = min(end, primary.isCovered ? primary.until : secondary.isCovered ? secondary.until : end)
-      let until = isKnown ? stop : min(stop, primary.until, secondary.until)
+      let next = agreed.lazy.map(\.lowerBound).filter { $0 > cursor }.min() ?? end
+      let until = min(next, isKnown ? stop : min(stop, primary.until, secondary.until))
       let piece = payload.extracting(Int(cursor - position)..<Int(until - position))
       if isKnown {
         if let index = ring.firstDifference(piece, at: cursor) { return cursor + Int64(index) }

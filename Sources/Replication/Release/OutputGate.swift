@@ -15,8 +15,6 @@ public enum CheckpointCause: String, Sendable, CaseIterable {
 public final class OutputGate: Sendable {
   private static let none = UInt64.max
   private static let spareFrames = 256
-  /// Bytes that may leave early in an epoch.
-  static let earlyLimit = 32 << 20
 
   /// A frame in the gate. Its place is used again, bytes included.
   private struct Held {
@@ -57,9 +55,8 @@ public final class OutputGate: Sendable {
     var leaving: [Leaving] = []
     /// Memory of frames that have left.
     var spare: [[UInt8]] = []
-    /// In this epoch: flows of which something left early, bytes that did, and flows in which that was wrong.
+    /// In this epoch: flows of which something left early, and those in which that was wrong.
     var earlyFlows: Set<FlowKey> = []
-    var earlyBytes = 0
     var distrusted: Set<FlowKey> = []
     var heldFrames = 0
     var heldBytes = 0
@@ -111,6 +108,20 @@ public final class OutputGate: Sendable {
     state = Mutex(State(ring: [Held](repeating: Held(), count: places)))
   }
 
+  /// Whether a frame of so many bytes would be admitted now, by the one thread that puts frames.
+  public func hasRoom(for bytes: Int) -> Bool {
+    state.withLock { state in
+      retire(&state)
+      return isFenced.load(ordering: .relaxed) || hasRoom(bytes, state)
+    }
+  }
+
+  private func hasRoom(_ bytes: Int, _ state: borrowing State) -> Bool {
+    state.heldFrames + unsentFrames.load(ordering: .relaxed) < frameLimit
+      && state.heldBytes + unsentBytes.load(ordering: .relaxed) + bytes <= byteLimit
+      && state.next - state.oldest < UInt64(state.ring.count)
+  }
+
   /// A frame of the guest's, with its virtio-net header, sent after `inputGiven` frames of input.
   /// - Parameter synchronisedBy: ``OutputFacts/synchronisedBy``.
   public func put(
@@ -118,10 +129,7 @@ public final class OutputGate: Sendable {
   ) -> Admission {
     let admission: Admission = state.withLock { state in
       guard !isFenced.load(ordering: .relaxed) else { return .admitted(token: state.next) }
-      guard state.heldFrames + unsentFrames.load(ordering: .relaxed) < frameLimit,
-        state.heldBytes + unsentBytes.load(ordering: .relaxed) + bytes.count <= byteLimit,
-        state.next - state.oldest < UInt64(state.ring.count)
-      else {
+      guard hasRoom(bytes.count, state) else {
         state.counters.refused += 1
         return .full
       }
@@ -194,7 +202,6 @@ public final class OutputGate: Sendable {
       defer { state.epoch += 1 }
       state.earlyFlows.removeAll(keepingCapacity: true)
       state.distrusted.removeAll(keepingCapacity: true)
-      state.earlyBytes = 0
       return state.epoch
     }
   }
@@ -309,13 +316,10 @@ public final class OutputGate: Sendable {
       let token = known.first
       let facts = state[token].facts
       let verdict = ReleasePolicy.verdict(facts, mode: mode, secondary: state.secondary)
-      guard verdict == .release || verdict == .releaseEarly && isTrusted(flow, token, state) else { break }
+      guard verdict == .release || verdict == .releaseEarly && !state.distrusted.contains(flow) else { break }
       count(facts, verdict, heldFor: now - min(state[token].since, now), mode, &state)
       state[token].isHeld = false
-      if verdict == .releaseEarly {
-        state.earlyFlows.insert(flow)
-        state.earlyBytes += state[token].bytes.count
-      }
+      if verdict == .releaseEarly { state.earlyFlows.insert(flow) }
       state.heldFrames -= 1
       state.heldBytes -= state[token].bytes.count
       unsentFrames.wrappingAdd(1, ordering: .relaxed)
@@ -330,11 +334,6 @@ public final class OutputGate: Sendable {
     }
     if known.first != Self.none { state.flows[flow] = known }
     if state.oldest + 1 == state.next { retire(&state) }
-  }
-
-  /// Whether one more frame of a flow may leave early: a secondary has to remember what did.
-  private func isTrusted(_ flow: FlowKey, _ token: UInt64, _ state: borrowing State) -> Bool {
-    state.earlyBytes + state[token].bytes.count <= Self.earlyLimit && !state.distrusted.contains(flow)
   }
 
   /// Sends what may leave, unless somebody else is at it, who then sends this as well.

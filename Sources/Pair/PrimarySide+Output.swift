@@ -1,0 +1,42 @@
+internal import Replication
+internal import Synchronization
+
+/// What the guest that serves says, and what its secondary's guest does.
+extension PrimarySide {
+  // MARK: PairTraffic, device thread
+
+  public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer, _ marking: Marking) {
+    guard options.mode.compares, let token, frame.count > 12 else { return }
+    let bytes = unsafe UnsafeRawBufferPointer(rebasing: frame[12...])
+    compare { comparison in
+      unsafe bytes.withMemoryRebound(to: UInt8.self) {
+        let frame = unsafe Span(_unsafeElements: $0)
+        return marking == .marked
+          ? comparison.comparator.agree(frame) : comparison.comparator.primary(frame, token: token)
+      }
+    }
+    if marking == .unmarked { unsafe early.ask(frame, epoch: gate.epoch) }
+  }
+
+  public func leavesEarly(_ frame: UnsafeRawBufferPointer) -> Bool { unsafe early.tell(frame, epoch: gate.epoch) }
+
+  // MARK: Any thread
+
+  /// Hands a frame to the comparator, and the gate what is equal by now.
+  func compare(_ body: (inout Comparison) -> ComparisonOutcome) {
+    let outcome = comparison.withLock { comparison in
+      let outcome = body(&comparison)
+      var equal: [UInt64] = []
+      while let token = comparison.comparator.nextEqual() { equal.append(token) }
+      if !equal.isEmpty { gate.compared(equal, .equal) }
+      return outcome
+    }
+    switch outcome {
+    case .consistent: break
+    case .mismatch(let mismatch):
+      gate.contradict(mismatch.flow)
+      requestCheckpoint(.mismatch)
+    case .overflow: requestCheckpoint(.queueFull)
+    }
+  }
+}

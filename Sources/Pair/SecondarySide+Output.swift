@@ -1,0 +1,27 @@
+internal import CLinux
+internal import Replication
+internal import Synchronization
+
+/// What the guest that follows says: to the primary, which compares, or compared here where it was told that it left early.
+extension SecondarySide {
+  public func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer, _ marking: Marking) {
+    guard mode.compares else { return }
+    let copy = unsafe Array(frame)
+    let (channel, loaded) = state.withLock { state in
+      state.unconfirmed.add(copy, now: lx_monotonic_ns())
+      return (state.channel, state.loaded)
+    }
+    guard let channel else { return }
+    let isEarly = mode == .coloPlusPlus
+    say(isEarly ? early.said(copy, isMarked: marking == .marked) : .init(base: loaded, frames: [copy]), channel)
+  }
+
+  func say(_ report: EarlyWatch.Report, _ channel: Channel) {
+    do throws(ChannelError) {
+      for frame in report.frames {
+        try channel.post(.output, card: 0, number: report.base, frame: frame)
+      }
+      for flow in report.contradictions { try channel.post(.contradicted(card: 0, base: report.base, flow: flow)) }
+    } catch { channel.abandon() }
+  }
+}
