@@ -2,8 +2,8 @@
 /// follows, it compares the one with the other itself and does not send the primary what is equal; a survivor must say the same
 /// as was told, or that connection is over.
 public struct EarlyLedger: ~Copyable, Sendable {
-  /// Pieces told, flows known, and bytes of own output kept between two checkpoints. A primary keeps within the first, and lets
-  /// half of the last leave early.
+  /// Pieces told in an epoch, flows known, and bytes of own output kept between two checkpoints. A primary keeps within the
+  /// first, and lets half of the last leave early.
   static let pieceLimit = 1 << 15
   static let ownLimit = 64 << 20
 
@@ -73,7 +73,8 @@ public struct EarlyLedger: ~Copyable, Sendable {
   /// - Returns: false when there is no room.
   public mutating func add(_ output: EarlyOutput, epoch: UInt64) -> Bool {
     guard epoch > base else { return true }
-    guard pieces < Self.pieceLimit else { return false }
+    // The next epoch's may come before the checkpoint in between.
+    guard pieces < 2 * Self.pieceLimit else { return false }
     pieces += 1
     if epoch == base + 1 { take(output) } else { ahead.append((epoch, .told(output))) }
     return true
