@@ -168,7 +168,9 @@ public final class PairBackend: FrameBackend {
   /// Frames have left the gate.
   public func roomMade() {
     // Asked after every message: not a word is written for nothing.
-    if waits.load(ordering: .sequentiallyConsistent), waits.exchange(false, ordering: .sequentiallyConsistent) { signal() }
+    if waits.load(ordering: .sequentiallyConsistent), waits.exchange(false, ordering: .sequentiallyConsistent) {
+      signal()
+    }
   }
 
   /// Lets a frame out on a tap; false when it is full for now.

@@ -114,7 +114,9 @@ final class PairMeter: Sendable {
       state.ownEnds += 1
       return state.ownEnds
     }
-    if count <= Self.endsTold { onProgress.withLock { $0 }("this side's guest ended by itself, and is put back: \(how)") }
+    if count <= Self.endsTold {
+      onProgress.withLock { $0 }("this side's guest ended by itself, and is put back: \(how)")
+    }
   }
   private static let endsTold = 10
 

@@ -259,7 +259,8 @@ public final class SecondarySide: PairTraffic {
         }
         say(report, channel)
         hasSaid = hasSaid || !report.isEmpty
-      case .configuration, .inputAcknowledged, .output, .received, .loaded, .admission, .contradicted: throw ChannelError.notAuthentic
+      case .configuration, .inputAcknowledged, .output, .received, .loaded, .admission, .contradicted:
+        throw ChannelError.notAuthentic
       }
       // Once for all input that has come by now.
       if owed > 0, !channel.hasReceived || owed % 64 == 0 {

@@ -140,7 +140,9 @@ public struct EarlyLedger: ~Copyable, Sendable {
       ledger.compare(&flow)
       guard isPlain && flow.compared.contains(where: { own.lies(in: $0) }) || own.isWithheld else { return true }
       // The primary may wait for no more than what it acknowledges.
-      guard let asked = flow.askedAcknowledgement, !isAfter(asked, flow.acknowledged ?? asked &- 1) else { return false }
+      guard let asked = flow.askedAcknowledgement, !isAfter(asked, flow.acknowledged ?? asked &- 1) else {
+        return false
+      }
       flow.askedAcknowledgement = nil
       return true
     }

@@ -62,7 +62,9 @@ public struct RoundRunner {
     if report.diskErrors > 0 { notes.append("disk errors: \(report.diskErrors)") }
     if guest == .lab { failures += try checkDisks(pair, history) }
     for guest in pair.guests {
-      for line in guest.console.split(separator: "\n") where line.contains("ended by itself") { failures.append("\(line)") }
+      for line in guest.console.split(separator: "\n") where line.contains("ended by itself") {
+        failures.append("\(line)")
+      }
     }
     if report.operations < 50 { failures.append("only \(report.operations) operations: too little to judge by") }
     return report
