@@ -12,6 +12,8 @@ struct WholeCheckpoint: Sendable {
   var mappings: [UInt8]
   /// What the primary's clients may not have seen of it.
   var held: [[UInt8]]
+  /// How long its output waited, in microseconds.
+  var wait: UInt32
   var state: [UInt8]
   var stage: PageStage
 }

@@ -22,6 +22,9 @@ final class PairMeter: Sendable {
     var inputFrames: UInt64 = 0
     var pagesRolledBack: UInt64 = 0
     var ownEnds: UInt64 = 0
+    /// Frames that were held, and for how long, by the last checkpoint.
+    var waited: (frames: UInt64, time: UInt64) = (0, 0)
+    var shrinks = Histogram()
     var copy: Copy?
   }
 
@@ -52,6 +55,16 @@ final class PairMeter: Sendable {
       state.lastPages = UInt64(pages)
       state.sending = (epoch, now)
       state.copy = nil
+    }
+  }
+
+  /// How long output that did not leave at once or early was held since the last call, in microseconds, on average.
+  func wait(_ counters: OutputGate.Counters) -> UInt32 {
+    state.withLock { state in
+      let (frames, time) = (counters.equal + counters.checkpointed, counters.waitedTime)
+      defer { state.waited = (frames, time) }
+      let count = frames - state.waited.frames
+      return count == 0 ? 0 : UInt32(clamping: (time - state.waited.time) / count / 1000)
     }
   }
 
@@ -106,6 +119,9 @@ final class PairMeter: Sendable {
 
   func loggedInput(_ number: UInt64) { state.withLock { $0.inputFrames = max($0.inputFrames, number) } }
 
+  /// So long after a load the guest had left the CPUs idle that it is to.
+  func shrank(nanoseconds: UInt64) { state.withLock { $0.shrinks.record(nanoseconds) } }
+
   func rolledBack(pages: Int) { state.withLock { $0.pagesRolledBack += UInt64(pages) } }
 
   /// The guest here ended where the primary's had not as yet; a checkpoint puts it back. Told the first few times.
@@ -155,6 +171,7 @@ final class PairMeter: Sendable {
       status.inputFrames = state.inputFrames
       status.pagesRolledBack = state.pagesRolledBack
       status.ownEnds = state.ownEnds
+      status.shrinkMicroseconds = state.shrinks.count == 0 ? nil : PairStatus.Times(state.shrinks)
     }
   }
 }

@@ -119,6 +119,14 @@ public struct PairStatus: Codable, Equatable, Sendable {
   public var receiveMicroseconds: Times?
   public var comparator: Comparator?
 
+  /// Of a survivor: pieces that its primary had let out early and its own guest said alike, and connections it had to reset.
+  public var survivor: Survivor?
+
+  public struct Survivor: Codable, Equatable, Sendable {
+    public var equal: UInt64
+    public var reset: UInt64
+  }
+
   // MARK: The secondary
 
   /// Frames of input from the primary.
@@ -127,6 +135,8 @@ public struct PairStatus: Codable, Equatable, Sendable {
   public var pagesRolledBack: UInt64?
   /// How often its guest ended where the primary's had not as yet, and was put back.
   public var ownEnds: UInt64?
+  /// From when its guest goes on after a load until it has left CPUs idle, as it is asked to.
+  public var shrinkMicroseconds: Times?
 
   /// To a tenth.
   static func microseconds(_ nanoseconds: UInt64) -> Double { Double((nanoseconds + 50) / 100) / 10 }

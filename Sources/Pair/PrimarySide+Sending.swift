@@ -34,7 +34,8 @@ extension PrimarySide {
     let held = gate.held(frames: RecentOutput.frames, bytes: RecentOutput.bytes)
     try channel.sendBulk(
       .checkpoint(
-        epoch: epoch, pages: UInt64(stage.pages.count), given: given, mappings: mappings, held: held, state: saved))
+        epoch: epoch, pages: UInt64(stage.pages.count), given: given, mappings: mappings, held: held,
+        wait: meter.wait(gate.counters), state: saved))
     FaultPoints.pass(.checkpointSent)
   }
 }

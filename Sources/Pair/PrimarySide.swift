@@ -56,6 +56,8 @@ public final class PrimarySide: PairTraffic {
   let peer: PeerWatch
   let meter = PairMeter()
   let early = EarlyTelling()
+  /// Of a survivor: what clients had been told early.
+  let heritage = Mutex<EarlyWatch?>(nil)
   /// What checkpoints hold of what replies are made of; none where output does not leave early.
   private let sourcePages = Mutex<SourcePages?>(nil)
   let registers = Mutex<PairRegisters?>(nil)
@@ -83,7 +85,10 @@ public final class PrimarySide: PairTraffic {
   deinit { lx_close(wake) }
 
   /// Serves in `term` from now on: its guest was a secondary's, which has taken over.
-  func take(term: UInt64) { peer.take(term: term) }
+  func take(term: UInt64, early: EarlyWatch) {
+    peer.take(term: term)
+    heritage.withLock { $0 = early }
+  }
 
   /// Told of every new role, and why.
   public var onRole: @Sendable (Role, String) -> Void {

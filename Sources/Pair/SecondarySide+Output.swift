@@ -1,4 +1,7 @@
 internal import CLinux
+internal import Devices
+internal import Glibc
+internal import MiniVMM
 internal import Replication
 internal import Synchronization
 
@@ -23,5 +26,16 @@ extension SecondarySide {
       }
       for flow in report.contradictions { try channel.post(.contradicted(card: 0, base: report.base, flow: flow)) }
     } catch { channel.abandon() }
+  }
+
+  /// How long the guest takes to leave the CPUs idle that it is to, for the figures: five milliseconds when it has not by then.
+  func timeShrinking(_ parts: Parts) {
+    let wanted = shrinker.withLock { $0.active }
+    guard shrink.level == .guest, mode.compares, wanted < parts.machine.cpus, parts.registers.active != nil else {
+      return
+    }
+    let start = parts.machine.resumedAt
+    while lx_monotonic_ns() - start < 5_000_000, parts.registers.active != wanted { usleep(50) }
+    meter.shrank(nanoseconds: min(lx_monotonic_ns() - start, 5_000_000))
   }
 }

@@ -74,7 +74,8 @@ public final class SecondarySide: PairTraffic {
   }
   /// Whether KVM must be made to forget translations after a load (``HostProbe/translationsGoStale()``).
   private let refreshes: Bool
-  private let shrink: Shrink
+  let shrink: Shrink
+  let shrinker: Mutex<ShrinkPolicy>
   let state = Mutex(State())
   let peer: PeerWatch
   let meter = PairMeter()
@@ -85,6 +86,7 @@ public final class SecondarySide: PairTraffic {
   /// - Parameter beats: the second way of signs of life.
   public init(refreshes: Bool, beats: BeatPath? = nil, shrink: Shrink = Shrink()) {
     self.shrink = shrink
+    shrinker = Mutex(ShrinkPolicy(shrink.target))
     self.refreshes = refreshes
     peer = PeerWatch(role: .joining, beats: beats)
   }
@@ -225,7 +227,7 @@ public final class SecondarySide: PairTraffic {
           } catch { throw .invalid("\(error)") }
         }
         if epoch > 0 { FaultPoints.pass(.pagesStaged) }
-      case .checkpoint(let epoch, let pages, let given, let mappings, let held, let saved):
+      case .checkpoint(let epoch, let pages, let given, let mappings, let held, let wait, let saved):
         guard epoch == received + 1 || received == 0, epoch > 0, pages == UInt64(stage.pages.count),
           let given = given.first
         else {
@@ -236,7 +238,8 @@ public final class SecondarySide: PairTraffic {
         received = epoch
         early.received(epoch)
         queue.put(
-          WholeCheckpoint(epoch: epoch, given: given, mappings: mappings, held: held, state: saved, stage: stage))
+          WholeCheckpoint(
+            epoch: epoch, given: given, mappings: mappings, held: held, wait: wait, state: saved, stage: stage))
         try channel.send(.received(epoch: epoch))
         FaultPoints.pass(.receivedSaid)
         stage = queue.stage()
@@ -307,6 +310,7 @@ public final class SecondarySide: PairTraffic {
         meter.loaded(last.epoch, nanoseconds: time)
         meter.rolledBack(pages: dirty.population)
         try channel.send(.loaded(epoch: last.epoch, nanoseconds: time))
+        timeShrinking(parts)
       } catch let error as ChannelError {
         // The receiving thread meets it as well; what is whole is loaded all the same.
         _ = error
@@ -348,9 +352,11 @@ public final class SecondarySide: PairTraffic {
     // What the first copy took.
     if first { lx_trim_heap() }
     guard mode.compares else { return }
-    if shrink.level == .guest || first { shrink.apply(machine, parts.registers) }
+    let changes = shrinker.withLock { $0.epochEnded(wait: checkpoints.map(\.wait).max() ?? 0, of: machine.cpus) }
+    let shrink = Shrink(level: shrink.level, target: shrinker.withLock { $0.active })
+    if shrink.level == .guest { shrink.apply(machine, parts.registers) }
     if first { try machine.start() } else { machine.resume() }
-    if first { shrink.apply(machine, parts.registers) }
+    if shrink.level == .host, first || changes { shrink.apply(machine, parts.registers) }
     parts.backend?.signal()
   }
 
@@ -369,7 +375,7 @@ public final class SecondarySide: PairTraffic {
     }
     FaultPoints.pass(.takeoverDisks)
     shrink.lift(machine, parts.registers)
-    parts.successor.take(term: peer.term)
+    parts.successor.take(term: peer.term, early: early)
     let resets = early.takeOver(parts.backend?.log)
     parts.backend?.serve(parts.successor, early: early)
     FaultPoints.pass(.takeoverServed)

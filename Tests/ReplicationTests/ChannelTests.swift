@@ -10,7 +10,8 @@ import Testing
     .configuration([1, 2, 3]), .input(card: 0, number: 7, frame: [9]), .inputAcknowledged(card: 1, count: 1 << 40),
     .output(card: 0, base: 3, frame: []), .disk(index: 1, epoch: 2, position: 512, count: 0, zero: 0, bytes: [1, 2]),
     .pages(epoch: 5, run: [UInt8](repeating: 3, count: 100)),
-    .checkpoint(epoch: 6, pages: 12, given: [4, 5], mappings: [2], held: [[], [3, 4]], state: [1]), .received(epoch: 6),
+    .checkpoint(epoch: 6, pages: 12, given: [4, 5], mappings: [2], held: [[], [3, 4]], wait: 9, state: [1]),
+    .received(epoch: 6),
     .loaded(epoch: 6, nanoseconds: 9),
     .heartbeat(term: 1, sequence: 2), .farewell(guestEnded: true), .admission(refusal: "busy"), .takeOver,
   ]

@@ -51,6 +51,10 @@ enum StatusText {
     if let sent = pair.bytesSent { rows.append(("sent", bytes(sent))) }
     if let frames = pair.inputFrames { rows.append(("input", "\(frames) frames")) }
     if let pages = pair.pagesRolledBack { rows.append(("rolled back", "\(pages) pages")) }
+    if let shrinks = pair.shrinkMicroseconds { rows.append(("shrunk within", times(shrinks))) }
+    if let survivor = pair.survivor, survivor.equal + survivor.reset > 0 {
+      rows.append(("told before", "\(survivor.equal) pieces said alike, \(survivor.reset) connections reset"))
+    }
     if let ends = pair.ownEnds, ends > 0 { rows.append(("guest ended here", "\(ends) times, put back each time")) }
     return rows
   }

@@ -9,12 +9,25 @@ struct ShrinkOptions: ParsableArguments {
     help: "How the secondary's guest gets by with fewer CPUs: off, host (they share host CPUs) or guest (it is asked).")
   var shrink: Shrink.Level = .off
 
-  @Option(help: ArgumentHelp("How many CPUs are left to it.", valueName: "number"))
-  var shrinkTo = 1
+  @Option(
+    help: ArgumentHelp("How many CPUs are left to it, or auto: as few as nobody has to wait for.", valueName: "number"))
+  var shrinkTo = ShrinkTarget(cpus: 1)
 
-  var value: Shrink { Shrink(level: shrink, target: shrinkTo) }
+  var value: Shrink { Shrink(level: shrink, target: shrinkTo.cpus) }
+}
 
-  func validate() throws {
-    guard (1...8).contains(shrinkTo) else { throw ValidationError("--shrink-to takes 1 to 8, not \(shrinkTo)") }
+/// 1 to 8, or auto.
+struct ShrinkTarget: ExpressibleByArgument, CustomStringConvertible {
+  var cpus: Int?
+
+  init(cpus: Int?) { self.cpus = cpus }
+
+  init?(argument: String) {
+    if argument == "auto" { return }
+    guard let number = Int(argument), (1...8).contains(number) else { return nil }
+    cpus = number
   }
+
+  var description: String { cpus.map(String.init) ?? "auto" }
+  var defaultValueDescription: String { description }
 }

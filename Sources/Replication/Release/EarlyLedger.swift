@@ -102,6 +102,7 @@ public struct EarlyLedger: ~Copyable, Sendable {
     base = epoch
     flows.removeAll(keepingCapacity: true)
     contradictions.removeAll()
+    equal = 0
     ownBytes = 0
     hasForgotten = false
     var rest: [(epoch: UInt64, item: Item)] = []

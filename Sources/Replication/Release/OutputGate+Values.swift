@@ -11,6 +11,8 @@ extension OutputGate {
     /// Nanoseconds that released frames were held: sum and longest.
     public var heldTime: UInt64 = 0
     public var longestHeld: UInt64 = 0
+    /// The sum of those that did not leave early.
+    public var waitedTime: UInt64 = 0
     /// Frames refused because the gate was full; their guest sends them again later.
     public var refused: UInt64 = 0
   }

@@ -394,6 +394,7 @@ public final class OutputGate: Sendable {
       state.counters.equal += 1
     }
     state.counters.heldTime += time
+    if verdict != .releaseEarly { state.counters.waitedTime += time }
     state.counters.longestHeld = max(state.counters.longestHeld, time)
   }
 }
