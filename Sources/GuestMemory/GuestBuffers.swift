@@ -33,6 +33,25 @@ public struct GuestBuffers: Sendable {
   }
 }
 
+extension GuestBuffers {
+  /// Calls `body` with each piece of `offset ..< offset + count`, in order, until it says false.
+  /// - Returns: whether it never did, and there is as much.
+  public func allSatisfy(offset: UInt64, count: UInt64, _ body: (Piece) -> Bool) -> Bool {
+    var (skip, left) = (offset, count)
+    for piece in pieces where left > 0 {
+      if skip >= piece.count {
+        skip -= piece.count
+        continue
+      }
+      let length = min(piece.count - skip, left)
+      guard body(Piece(address: piece.address + skip, count: length)) else { return false }
+      left -= length
+      skip = 0
+    }
+    return left == 0
+  }
+}
+
 extension GuestMemory {
   /// Calls `body` with each contiguous host range of `buffers[offset ..< offset + count]`, in order, clipped to what
   /// there is. Returns the bytes visited.

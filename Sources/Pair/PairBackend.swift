@@ -213,7 +213,8 @@ public final class PairBackend: FrameBackend {
         if state.sources?.isUsed == true, !gate.hasRoom(for: size) { return full(size, state.traffic) }
         var since =
           state.forwards && whole.count > NetHeader.size
-          ? unsafe state.sources?.synchronisedBy(own, UnsafeRawBufferPointer(rebasing: bytes[NetHeader.size...])) : nil
+          ? unsafe state.sources?.synchronisedBy(
+            own, UnsafeRawBufferPointer(rebasing: bytes[NetHeader.size...]), frame, offset: offset) : nil
         // Again after each `full`, from the guest's buffers.
         if state.mapper.count > 0 { _ = unsafe Self.map(whole, .outgoing, &state.mapper) }
         let parsed = state.mapper.count > 0 ? unsafe Self.parse(bytes) : own

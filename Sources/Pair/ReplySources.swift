@@ -19,6 +19,8 @@ struct ReplySources {
     var length: UInt32
     var sources: InlineArray<12, Source>
     var count: Int
+    /// What the card was handed is a source, too.
+    var hasOwnBuffers: Bool
     var end: UInt32 { sequence &+ length }
 
     /// - Returns: how far a position of the stream lies in the record; nil outside.
@@ -53,8 +55,12 @@ struct ReplySources {
   /// - Parameters:
   ///   - frame: as the guest numbers it.
   ///   - bytes: the frame without its virtio-net header.
-  mutating func synchronisedBy(_ frame: Frame, _ bytes: UnsafeRawBufferPointer) -> UInt64? {
-    unsafe take(frame, bytes) { unsafe $0.check($1, frame.sequence, $2) }
+  ///   - buffers: where the guest has the frame, from `offset` on.
+  mutating func synchronisedBy(
+    _ frame: Frame, _ bytes: UnsafeRawBufferPointer, _ buffers: GuestBuffers = GuestBuffers(), offset: UInt64 = 0
+  ) -> UInt64? {
+    let place = offset + UInt64(frame.payload.lowerBound)
+    return unsafe take(frame, bytes) { unsafe $0.check($1, frame.sequence, $2, buffers, place) }
   }
 
   /// Whether the guest has said of all of a frame what it is made of.
@@ -106,7 +112,9 @@ struct ReplySources {
     return result
   }
 
-  private mutating func check(_ records: [Record], _ sequence: UInt32, _ payload: UnsafeRawBufferPointer) -> UInt64? {
+  private mutating func check(
+    _ records: [Record], _ sequence: UInt32, _ payload: UnsafeRawBufferPointer, _ buffers: GuestBuffers, _ place: UInt64
+  ) -> UInt64? {
     var result: UInt64 = 0
     var done = 0
     while done < payload.count {
@@ -119,6 +127,17 @@ struct ReplySources {
       for index in 0..<record.count {
         guard let since = unsafe check(record.sources[index], part, from: Int(start)) else { return nil }
         result = max(result, since)
+      }
+      if record.hasOwnBuffers {
+        var at = 0
+        let isSynchronised = buffers.allSatisfy(offset: place + UInt64(done), count: UInt64(taken)) { piece in
+          let bytes = unsafe UnsafeRawBufferPointer(rebasing: part[at..<at + Int(piece.count)])
+          guard let since = unsafe pages.synchronised(bytes, at: piece.address) else { return false }
+          result = max(result, since)
+          at += bytes.count
+          return true
+        }
+        guard isSynchronised else { return nil }
       }
       done += taken
     }
@@ -190,7 +209,8 @@ struct ReplySources {
     guard sources <= SourceRecord.mostSources else { return }
     var record = Record(
       sequence: load(UInt32.self, SourceRecord.sequence), length: load(UInt32.self, SourceRecord.length),
-      sources: InlineArray(repeating: Source(address: 0, length: 0, offset: 0)), count: sources)
+      sources: InlineArray(repeating: Source(address: 0, length: 0, offset: 0)), count: sources,
+      hasOwnBuffers: load(UInt8.self, SourceRecord.flags) & SourceRecord.ownBuffers != 0)
     for index in 0..<sources {
       let at = SourceRecord.sources + UInt64(index) * 16
       record.sources[index] = Source(

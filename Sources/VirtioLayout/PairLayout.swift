@@ -60,6 +60,10 @@
   /// 1 byte each: the IP version, and how many sources.
   @inlinable public static var version: UInt64 { 16 }
   @inlinable public static var sourceCount: UInt64 { 17 }
+  /// 1 byte: ``ownBuffers`` or 0.
+  @inlinable public static var flags: UInt64 { 18 }
+  /// What the guest hands the card *is* the memory that determines the answer, such as pages of its file cache: no copies of it.
+  @inlinable public static var ownBuffers: UInt8 { 1 }
   /// 2 bytes each: the guest's port, and the client's.
   @inlinable public static var localPort: UInt64 { 20 }
   @inlinable public static var remotePort: UInt64 { 22 }

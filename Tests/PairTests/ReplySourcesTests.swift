@@ -42,7 +42,8 @@ import VirtioLayout
   private typealias Source = (address: UInt64, length: UInt32, offset: UInt32)
 
   private mutating func tell(
-    _ text: String, at sequence: UInt32 = 1000, sources: [Source], count: UInt8? = nil, number: UInt64? = nil
+    _ text: String, at sequence: UInt32 = 1000, sources: [Source], count: UInt8? = nil, number: UInt64? = nil,
+    flags: UInt8 = 0
   ) throws {
     written = number ?? written + 1
     let at = Self.ring + (written - 1) % SourceRing.records * SourceRecord.size
@@ -50,6 +51,7 @@ import VirtioLayout
     try memory.store(UInt32(text.utf8.count), at: at + SourceRecord.length)
     try memory.store(UInt8(4), at: at + SourceRecord.version)
     try memory.store(count ?? UInt8(sources.count), at: at + SourceRecord.sourceCount)
+    try memory.store(flags, at: at + SourceRecord.flags)
     try memory.store(UInt16(80), at: at + SourceRecord.localPort)
     try memory.store(UInt16(40000), at: at + SourceRecord.remotePort)
     try memory.store(UInt64(0x0a00_0002), at: at + SourceRecord.localAddress + 8)
@@ -64,7 +66,9 @@ import VirtioLayout
   }
 
   /// A TCP segment from 10.0.0.2:80 to 10.0.0.9:40000.
-  private mutating func send(_ text: String, at sequence: UInt32 = 1000, flags: UInt8 = 16) -> UInt64? {
+  private mutating func send(
+    _ text: String, at sequence: UInt32 = 1000, flags: UInt8 = 16, buffers: [(UInt64, UInt64)] = []
+  ) -> UInt64? {
     let payload = Array(text.utf8)
     func big(_ value: UInt32, _ bytes: Int) -> [UInt8] {
       (0..<bytes).map { UInt8(truncatingIfNeeded: value >> UInt32(8 * (bytes - 1 - $0))) }
@@ -73,7 +77,22 @@ import VirtioLayout
     frame += [0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 9] + big(80, 2) + big(40000, 2) + big(sequence, 4)
     frame += [0, 0, 0, 0, 5 << 4, flags, 0, 9, 0, 0, 0, 0] + payload
     let parsed = Frame(frame.span)
-    return unsafe frame.withUnsafeBytes { unsafe sources.synchronisedBy(parsed, $0) }
+    var handed = GuestBuffers()
+    for (address, count) in buffers { _ = handed.append(address: address, count: count, in: memory) }
+    return unsafe frame.withUnsafeBytes { unsafe sources.synchronisedBy(parsed, $0, handed) }
+  }
+
+  /// What the guest hands the card is its file cache: 54 bytes of headers of its own making, then the pages themselves.
+  @Test mutating func ownBuffers_areTheSource() throws {
+    let headers: (UInt64, UInt64) = (0x1_0000, 54)
+    try tell("hello", sources: [], flags: SourceRecord.ownBuffers)
+    #expect(send("hello", buffers: [headers, (Self.value, 2), (Self.value + 2, 3)]) == 1)
+    try tell("hello", at: 2000, sources: [], flags: SourceRecord.ownBuffers)
+    #expect(send("hello", at: 2000, buffers: [headers, (Self.value, 4), (0x3_0000, 1)]) == nil, "a copy elsewhere")
+    try tell("hello", at: 3000, sources: [], flags: SourceRecord.ownBuffers)
+    #expect(send("hello", at: 3000, buffers: [headers, (Self.value, 4)]) == nil, "not all of it is there")
+    try tell("hello", at: 4000, sources: [], flags: SourceRecord.ownBuffers)
+    #expect(send("jello", at: 4000, buffers: [headers, (Self.value, 5)]) == nil, "other bytes than the page held")
   }
 
   private static let copied: [Source] = [(value, 5, 1)]
