@@ -19,23 +19,26 @@
 
 struct service {
     const char *name;
-    uint16_t port;
+    uint16_t port;  // 0: it doesn't listen
     char *argv[16]; // extra arguments from the command line go behind these
     long pid;       // 0: not running
     int wanted;
+    char *preload;  // environment where replies can be told (/dev/minivmm-pair)
 };
 
 static struct service services[] = {
-    {"redis", 6379, {"/usr/bin/redis-server", "/etc/redis.conf"}, 0, 0},
-    {"nginx", 80, {"/usr/sbin/nginx", "-c", "/etc/nginx.conf"}, 0, 0},
-    {"memcached", 11211, {"/usr/bin/memcached", "-u", "root", "-m", "32", "-t", "1", "-c", "256", "-U", "0", "-o", "no_modern"}, 0, 0},
+    {"redis", 6379, {"/usr/bin/redis-server", "/etc/redis.conf"}, 0, 0, NULL},
+    {"nginx", 80, {"/usr/sbin/nginx", "-c", "/etc/nginx.conf"}, 0, 0, NULL},
+    {"memcached", 11211, {"/usr/bin/memcached", "-u", "root", "-m", "32", "-t", "1", "-c", "256", "-U", "0", "-o", "no_modern"}, 0, 0,
+     "LD_PRELOAD=/lib/minivmm-memcached.so"},
+    {"locks", 0, {"/usr/bin/locks"}, 0, 0, NULL},
 };
 
 static char commandLine[4096];
 static char scratch[4096];
 static char *environment[] = {
     "PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/", "TERM=vt100",
-    NULL, NULL, NULL, // room for what saveAVX() adds
+    NULL, NULL, NULL, NULL, // room for what saveAVX() and start() add
 };
 
 // MARK: console
@@ -188,12 +191,16 @@ static void defaultSignals(void) {
 }
 
 static void start(struct service *service) {
+    char **end = environment;
+    while (*end) end++;
+    if (service->preload && SYS_2(access, "/dev/minivmm-pair", 0) == 0) *end = service->preload;
     long pid = sys_vfork();
     if (pid == 0) {
         defaultSignals();
         SYS_3(execve, service->argv[0], service->argv, environment);
         SYS_1(exit_group, 127);
     }
+    *end = NULL; // it had its copy
     if (pid > 0) service->pid = pid;
     else say2("cannot start ", service->name);
 }
@@ -206,7 +213,7 @@ static void startServices(void) {
         for (int i = 0; i < COUNT(services); i++) services[i].wanted |= equal(name, services[i].name);
     for (int i = 0; i < COUNT(services); i++) {
         struct service *service = &services[i];
-        service->wanted |= all;
+        service->wanted |= all && service->port;
         if (!service->wanted) continue;
         // minivmm.redis=--appendonly,yes: more arguments, separated by commas.
         char key[32] = "minivmm.";
@@ -237,7 +244,7 @@ static int servicesListen(void) {
     scratch[n] = 0;
     SYS_1(close, fd);
     for (int i = 0; i < COUNT(services); i++)
-        if (services[i].wanted && !isListening(scratch, services[i].port)) return 0;
+        if (services[i].wanted && services[i].port && !isListening(scratch, services[i].port)) return 0;
     return 1;
 }
 
