@@ -1,0 +1,101 @@
+import Foundation
+import Harness
+import Testing
+
+extension Integration {
+  /// Linux that is protected in colo++, and knows the pair's registers.
+  @Suite(
+    "Linux in colo++",
+    .enabled(if: Environment.hasLinux && Environment.isRoot, "needs root, /dev/kvm and the built Linux guest"),
+    .timeLimit(.minutes(4)))
+  struct LinuxPair {
+    private let space: Namespace
+    private let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-linux-\(UUID())")
+    private func path(_ name: String) -> String { folder.appending(path: name).path }
+
+    init() throws {
+      space = try Namespace(taps: ["tap0", "tap1"], bridged: true)
+      try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+      let bytes = Data((0..<32).map { _ in UInt8.random(in: 0...255) })
+      #expect(
+        FileManager.default.createFile(atPath: path("key"), contents: bytes, attributes: [.posixPermissions: 0o600]))
+    }
+
+    private func secondary() throws -> Guest {
+      try run("cp", ["--sparse=always", Environment.linuxGuest.appending(path: "disk.img").path, path("second.img")])
+      let guest = try Guest(
+        [
+          "secondary", "--listen", "127.0.0.1:7000", "--key", path("key"), "--net", "tap=tap1", "--disk",
+          path("second.img"), "--shrink", "guest", "--control", path("second"),
+        ], in: space)
+      try guest.wait(for: "waiting for a primary", timeout: 20)
+      return guest
+    }
+
+    private func primary() throws -> Guest {
+      let arguments = try Linux.arguments(
+        space, disk: path("first.img"), cpus: 2, more: "minivmm.services=memcached")
+      return try Guest(
+        ["primary"] + arguments.dropFirst() + [
+          "--replicate", "127.0.0.1:7000", "--key", path("key"), "--mode", "colo++", "--control", path("first"),
+        ], in: space)
+    }
+
+    private func status(_ control: String) throws -> [String: Any] {
+      let outcome = try run(Environment.minivmm, ["status", "--control", path(control), "--json"])
+      let status = try JSONSerialization.jsonObject(with: Data(outcome.output.utf8)) as? [String: Any]
+      return try #require(status?["pair"] as? [String: Any], "\(outcome.errors)")
+    }
+
+    private func activeCPUs(_ control: String) -> Int? { (try? status(control))?["activeCPUs"] as? Int }
+
+    private func early() throws -> Int {
+      try #require((try status("first")["held"] as? [String: Any])?["early"] as? Int)
+    }
+
+    private func hit(_ key: String, _ value: String) -> String {
+      "VALUE \(key) 0 \(value.utf8.count)\r\n\(value)\r\nEND\r\n"
+    }
+
+    /// One boot for all: memcached's hits leave early and say what was stored; the secondary gets by with one CPU of two, and
+    /// has both when it has taken over.
+    @Test func memcachedHits_leaveEarly_andTheSecondaryRestsACPU() throws {
+      defer { try? FileManager.default.removeItem(at: folder) }
+      let second = try secondary()
+      let first = try primary()
+      try first.wait(for: "minivmm: services started", timeout: 120)
+      try second.wait(for: "pair: now secondary", timeout: 60)
+      #expect(waitUntil(seconds: 20) { activeCPUs("second") == 1 }, "\(String(describing: activeCPUs("second")))")
+      #expect(activeCPUs("first") == 2)
+
+      let client = try space.connect(port: 11211, timeout: 20_000)
+      func expect(_ request: String, _ reply: String) throws {
+        #expect(try client.exchange(request, expecting: reply, timeout: 20_000), "\(request)")
+      }
+      try expect("set long 0 0 9000\r\n\(String(repeating: "x", count: 9000))\r\n", "STORED\r\n")
+      for round in 1...4 {
+        let value = String(repeating: "\(round)", count: 10 * round)
+        try expect("set k 0 0 \(value.utf8.count)\r\n\(value)\r\n", "STORED\r\n")
+        for _ in 0..<8 { try expect("get k\r\n", hit("k", value)) }
+        // Beside a miss, and behind another reply.
+        try expect("get k none\r\n", hit("k", value))
+        try expect("get k\r\nget none\r\n", hit("k", value) + "END\r\n")
+      }
+      // A value on several pages, which is known when a checkpoint has it.
+      for _ in 0..<8 { try expect("get long\r\n", hit("long", String(repeating: "x", count: 9000))) }
+      let told = try early()
+      #expect(told > 0)
+
+      // It changes answers, and no item: from now on nothing leaves early.
+      try expect("flush_all\r\n", "OK\r\n")
+      try expect("set k 0 0 1\r\nx\r\n", "STORED\r\n")
+      for _ in 0..<8 { try expect("get k\r\n", hit("k", "x")) }
+      #expect(try early() == told)
+
+      first.signal(SIGKILL)
+      try second.wait(for: "pair: now alone", timeout: 20)
+      #expect(waitUntil(seconds: 10) { activeCPUs("second") == 2 })
+      try expect("get k\r\n", hit("k", "x"))
+    }
+  }
+}
