@@ -23,6 +23,15 @@ extension GuestMemory {
       start: checkpoint + page * Int(Self.pageSize), count: Int(Self.pageSize))
   }
 
+  /// Whether the checkpoint holds these bytes at a guest-physical address.
+  public func isCheckpointed(_ bytes: UnsafeRawBufferPointer, at address: UInt64) -> Bool {
+    guard let checkpoint = unsafe checkpoint, let offset = fileOffset(of: address, count: UInt64(bytes.count)) else {
+      return false
+    }
+    guard let start = bytes.baseAddress else { return true }
+    return unsafe memcmp(checkpoint + Int(offset), start, bytes.count) == 0
+  }
+
   /// Forgets what the guest and its devices wrote to these pages: they read as the checkpoint again. The machine stands
   /// still; KVM's translations of page tables among them are stale afterwards on hosts that shadow them.
   /// - Returns: 0 or an errno.

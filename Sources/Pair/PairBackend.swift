@@ -10,7 +10,9 @@ public enum Marking: Sendable {
   /// It says so of none.
   case none
   case unmarked
-  /// Where it serves: and the secondary was told that it leaves early.
+  /// It has, but it is held: the secondary may take it for one that leaves early.
+  case open
+  /// Where it serves, it leaves early, and the secondary was told; where it follows, the primary's is likely to.
   case marked
 }
 
@@ -21,14 +23,16 @@ public protocol PairTraffic: AnyObject, Sendable {
   /// What the guest sent: with the gate's token where it serves, without one where it follows.
   func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer, _ marking: Marking)
   /// What the guest that serves has sent, and is about to be put into the gate, is made of what the secondary has.
-  /// - Returns: whether it may leave early; then the secondary is told of it.
-  func leavesEarly(_ frame: UnsafeRawBufferPointer) -> Bool
+  /// - Returns: if it may leave early, how to ask whether the secondary, which is told, is sure to hear of it.
+  func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64?
   /// The guest that serves begins a connection: the other needs to know its sequence numbers.
   func started(_ frame: UnsafeRawBufferPointer)
   /// The gate has no room: only a checkpoint makes some.
   func gateIsFull()
-  /// What was told by now may be needed: there is nothing more for the moment.
+  /// There is no more input for the moment: what was told by now is needed.
   func flush()
+  /// There is no more output for the moment.
+  func outputEnded()
 }
 
 /// The network back end of a guest that is one of a pair. It stands between the card and the tap:
@@ -97,7 +101,10 @@ public final class PairBackend: FrameBackend {
 
   /// What the guest says of its replies counts from here on: it may go early what `pages` show to be with the secondary.
   func useSources(_ memory: GuestMemory, _ registers: PairRegisters, _ pages: SourcePages) {
-    state.withLock { $0.sources = ReplySources(memory, registers, pages) }
+    state.withLock { state in
+      state.sources = ReplySources(memory, registers, pages)
+      state.sources?.isFollowing = state.side == .following
+    }
   }
 
   /// Input is numbered from 1 and told to the secondary from here on. The machine stands still.
@@ -120,6 +127,7 @@ public final class PairBackend: FrameBackend {
       guard state.side == .following else { return }
       state.early = early
       state.side = .serving
+      state.sources?.isFollowing = false
       state.traffic = traffic
       state.mapper.failOver()
       state.awaiting = []
@@ -157,7 +165,7 @@ public final class PairBackend: FrameBackend {
       let waiting = state.awaiting
       state.awaiting = []
       for var frame in waiting {
-        unsafe frame.withUnsafeMutableBytes { unsafe follow($0, &state) }
+        unsafe frame.withUnsafeMutableBytes { unsafe follow($0, GuestBuffers(), offset: 0, &state) }
       }
     }
   }
@@ -182,7 +190,7 @@ public final class PairBackend: FrameBackend {
   public func setGuestOffloads(_ features: UInt64) { tap.setGuestOffloads(features) }
   public func flush() -> Bool {
     state.withLock { state in
-      state.traffic.flush()
+      state.traffic.outputEnded()
       gate.flush()
       return !waits.load(ordering: .relaxed)
     }
@@ -203,7 +211,7 @@ public final class PairBackend: FrameBackend {
         guard unsafe memory.gather(frame, offset: offset, into: body) == Int(count) else { return .dropped }
         let whole = unsafe UnsafeMutableRawBufferPointer(rebasing: scratch[..<size])
         guard state.side == .serving else {
-          unsafe follow(whole, &state)
+          unsafe follow(whole, frame, offset: offset, &state)
           return .sent
         }
         let bytes = UnsafeRawBufferPointer(whole)
@@ -211,9 +219,9 @@ public final class PairBackend: FrameBackend {
         let own = unsafe Self.parse(bytes)
         // Without room it comes again, and is looked at then.
         if state.sources?.isUsed == true, !gate.hasRoom(for: size) { return full(size, state.traffic) }
-        var since =
+        let standing =
           state.forwards && whole.count > NetHeader.size
-          ? unsafe state.sources?.synchronisedBy(
+          ? unsafe state.sources?.standing(
             own, UnsafeRawBufferPointer(rebasing: bytes[NetHeader.size...]), frame, offset: offset) : nil
         // Again after each `full`, from the guest's buffers.
         if state.mapper.count > 0 { _ = unsafe Self.map(whole, .outgoing, &state.mapper) }
@@ -225,10 +233,15 @@ public final class PairBackend: FrameBackend {
           _ = TapOutput.send(reset, to: tap)
           return .sent
         }
-        if since != nil, unsafe !state.traffic.leavesEarly(bytes) { since = nil }
-        let marking: Marking = since != nil ? .marked : state.sources?.isUsed == true ? .unmarked : .none
+        var early: (synchronisedBy: UInt64, told: UInt64)?
+        var marking = state.sources?.isUsed == true ? Marking.unmarked : .none
+        if case .since(let checkpoint) = standing, let told = unsafe state.traffic.leavesEarly(bytes) {
+          (early, marking) = ((checkpoint, told), .marked)
+        } else if let standing, standing != .changed {
+          marking = .open
+        }
         switch unsafe gate.put(
-          bytes, flow: parsed.key, inputGiven: state.forwards ? state.given : 0, synchronisedBy: since)
+          bytes, flow: parsed.key, inputGiven: state.forwards ? state.given : 0, early: early)
         {
         case .admitted(let token):
           waits.store(false, ordering: .relaxed)
@@ -289,15 +302,21 @@ public final class PairBackend: FrameBackend {
   private static func parse(_ frame: UnsafeRawBufferPointer) -> Frame { unsafe Frame(frame, header: NetHeader.size) }
 
   /// A follower's frame, to be compared once its numbers are the primary's.
-  private func follow(_ frame: UnsafeMutableRawBufferPointer, _ state: inout State) {
-    let bytes = UnsafeRawBufferPointer(frame)
-    let isMarked = unsafe frame.count > NetHeader.size && state.sources?.isMarked(bytes) == true
+  private func follow(
+    _ frame: UnsafeMutableRawBufferPointer, _ buffers: GuestBuffers, offset: UInt64, _ state: inout State
+  ) {
+    var standing: Standing?
+    if frame.count > NetHeader.size {
+      let bytes = UnsafeRawBufferPointer(frame)
+      standing = unsafe state.sources?.standing(
+        Self.parse(bytes), UnsafeRawBufferPointer(rebasing: bytes[NetHeader.size...]), buffers, offset: offset)
+    }
     if unsafe Self.map(frame, .outgoing, &state.mapper) == .awaitsPrimary {
       // Dropped beyond the limit: the primary hears nothing of the connection, and asks for a checkpoint.
       if state.awaiting.count < Self.awaitingLimit { state.awaiting.append(unsafe Array(frame)) }
       return
     }
-    unsafe state.traffic.output(nil, UnsafeRawBufferPointer(frame), isMarked ? .marked : .unmarked)
+    unsafe state.traffic.output(nil, UnsafeRawBufferPointer(frame), standing == .since(0) ? .marked : .unmarked)
   }
 
   private enum Direction { case outgoing, incoming }

@@ -15,10 +15,21 @@ extension PrimarySide {
           ? comparison.comparator.agree(frame) : comparison.comparator.primary(frame, token: token)
       }
     }
-    if marking == .unmarked { unsafe early.ask(frame, epoch: gate.epoch) }
+    guard options.mode == .coloPlusPlus else { return }
+    if marking == .open { return unsafe ask(frame) }
+    // What the secondary's guest has acknowledged with output that need not come, it does not say again.
+    let parsed = unsafe Frame(frame, header: NetHeader.size)
+    if marking == .unmarked, parsed.kind == .tcp, parsed.payload.isEmpty, gate.hasSentEarly(of: parsed.key) {
+      unsafe ask(frame)
+    }
   }
 
-  public func leavesEarly(_ frame: UnsafeRawBufferPointer) -> Bool { unsafe early.tell(frame, epoch: gate.epoch) }
+  private func ask(_ frame: UnsafeRawBufferPointer) {
+    unsafe early.ask(frame, epoch: gate.epoch)
+    isAwaited.store(true, ordering: .relaxed)
+  }
+
+  public func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64? { unsafe early.tell(frame, epoch: gate.epoch) }
 
   // MARK: Any thread
 

@@ -19,6 +19,7 @@ extension PrimarySide {
         patience.shorten()
         return .period
       }
+      if options.mode == .coloPlusPlus { askAgain() }
       if options.mode.compares, isSilent(now, since: last, patience) {
         patience.lengthen()
         return .silence
@@ -28,6 +29,16 @@ extension PrimarySide {
       HostThread.waitReadable(wake, timeoutMilliseconds: options.mode.compares ? min(left, 10) : left)
       _ = lx_eventfd_take(wake)
     }
+  }
+
+  /// A secondary may wait with what it takes for output that leaves early, while this side waits for it: both guests have marked
+  /// it, and their memory differs. It is asked before anybody is taken for silent.
+  private func askAgain() {
+    let frames = gate.overdue(after: options.patience / 4, limit: 256)
+    guard !frames.isEmpty else { return }
+    let epoch = gate.epoch
+    for frame in frames { unsafe frame.withUnsafeBytes { unsafe early.ask($0, epoch: epoch) } }
+    flush()
   }
 
   /// Whether output has waited for the secondary for too long. The time in which the secondary loads a checkpoint does not

@@ -65,6 +65,8 @@ public final class PrimarySide: PairTraffic {
   private let receivingEnded = Atomic(false)
   /// Bytes of input after which a checkpoint is taken: a quarter of what a secondary keeps.
   private static let inputLimit: UInt64 = 16 << 20
+  /// Something was told of output that the secondary should know soon.
+  let isAwaited = Atomic(false)
   private let inputBytes = Atomic<UInt64>(0)
   /// An eventfd: there is something for the checkpoint thread.
   let wake: CInt
@@ -75,7 +77,7 @@ public final class PrimarySide: PairTraffic {
     wake = lx_eventfd(0)
     guard wake >= 0 else { throw HostError(operation: "eventfd", errno: -wake) }
     gate = OutputGate(
-      mode: options.mode, clock: { lx_monotonic_ns() }, isTold: { [early] in early.isOnItsWay },
+      mode: options.mode, clock: { lx_monotonic_ns() }, isTold: { [early] in early.isOnItsWay($0) },
       send: { frame in
         tap.map { tap in TapOutput.send(frame, to: tap) } ?? true
       })
@@ -138,6 +140,7 @@ public final class PrimarySide: PairTraffic {
 
   public func started(_ frame: UnsafeRawBufferPointer) {
     guard options.mode.compares, let channel = state.withLock({ $0.channel }) else { return }
+    isAwaited.store(true, ordering: .relaxed)
     do throws(ChannelError) {
       unsafe try channel.post(.started, card: 0, number: gate.epoch, frame: frame)
     } catch { channel.abandon() }
@@ -146,6 +149,9 @@ public final class PrimarySide: PairTraffic {
   public func gateIsFull() { requestCheckpoint(.queueFull) }
 
   public func flush() { state.withLock({ $0.channel })?.flush() }
+
+  /// Output that leaves early is told of with the next input, unless that comes too late.
+  public func outputEnded() { if isAwaited.exchange(false, ordering: .relaxed) { flush() } }
 
   // MARK: Protection
 

@@ -39,6 +39,8 @@ struct ReplySources {
   private let memory: GuestMemory
   private let registers: PairRegisters
   private let pages: SourcePages
+  /// The guest is a secondary's.
+  var isFollowing = false
   private var generation: UInt32?
   private var rings: [(address: UInt64, next: UInt64)] = []
   private var flows: [FlowKey: [Record]] = [:]
@@ -51,31 +53,16 @@ struct ReplySources {
     self.pages = pages
   }
 
-  /// The checkpoint from which on the secondary has all that a frame says; nil when that is not known.
+  /// What is known of the memory that a frame is made of; nil when the guest has not marked all of it.
   /// - Parameters:
   ///   - frame: as the guest numbers it.
   ///   - bytes: the frame without its virtio-net header.
   ///   - buffers: where the guest has the frame, from `offset` on.
-  mutating func synchronisedBy(
+  mutating func standing(
     _ frame: Frame, _ bytes: UnsafeRawBufferPointer, _ buffers: GuestBuffers = GuestBuffers(), offset: UInt64 = 0
-  ) -> UInt64? {
+  ) -> Standing? {
     let place = offset + UInt64(frame.payload.lowerBound)
     return unsafe take(frame, bytes) { unsafe $0.check($1, frame.sequence, $2, buffers, place) }
-  }
-
-  /// Whether the guest has said of all of a frame what it is made of.
-  /// - Parameter bytes: with its virtio-net header.
-  mutating func isMarked(_ bytes: UnsafeRawBufferPointer) -> Bool {
-    let frame = unsafe Frame(bytes, header: NetHeader.size)
-    return unsafe take(frame, UnsafeRawBufferPointer(rebasing: bytes[NetHeader.size...])) { _, records, payload in
-      var done: UInt32 = 0
-      while done < payload.count {
-        let at = frame.sequence &+ done
-        guard let record = records.first(where: { $0.offset(of: at) != nil }) else { return nil }
-        done = record.end &- frame.sequence
-      }
-      return true
-    } == true
   }
 
   /// Whether the guest names sources at all.
@@ -114,8 +101,8 @@ struct ReplySources {
 
   private mutating func check(
     _ records: [Record], _ sequence: UInt32, _ payload: UnsafeRawBufferPointer, _ buffers: GuestBuffers, _ place: UInt64
-  ) -> UInt64? {
-    var result: UInt64 = 0
+  ) -> Standing? {
+    var result = Standing.since(0)
     var done = 0
     while done < payload.count {
       let at = sequence &+ UInt32(done)
@@ -124,20 +111,16 @@ struct ReplySources {
       }
       let taken = min(Int(record.length - start), payload.count - done)
       let part = unsafe UnsafeRawBufferPointer(rebasing: payload[done..<done + taken])
-      for index in 0..<record.count {
-        guard let since = unsafe check(record.sources[index], part, from: Int(start)) else { return nil }
-        result = max(result, since)
-      }
+      for index in 0..<record.count { result.join(unsafe check(record.sources[index], part, from: Int(start))) }
       if record.hasOwnBuffers {
         var at = 0
-        let isSynchronised = buffers.allSatisfy(offset: place + UInt64(done), count: UInt64(taken)) { piece in
+        let isThere = buffers.allSatisfy(offset: place + UInt64(done), count: UInt64(taken)) { piece in
           let bytes = unsafe UnsafeRawBufferPointer(rebasing: part[at..<at + Int(piece.count)])
-          guard let since = unsafe pages.synchronised(bytes, at: piece.address) else { return false }
-          result = max(result, since)
+          result.join(unsafe judge(bytes, at: piece.address))
           at += bytes.count
           return true
         }
-        guard isSynchronised else { return nil }
+        guard isThere else { return nil }
       }
       done += taken
     }
@@ -146,23 +129,31 @@ struct ReplySources {
 
   /// - Parameters:
   ///   - part: of the reply, from `start` on.
-  private mutating func check(_ source: Source, _ part: UnsafeRawBufferPointer, from start: Int) -> UInt64? {
+  private mutating func check(_ source: Source, _ part: UnsafeRawBufferPointer, from start: Int) -> Standing {
     if source.offset == SourceRecord.notCopied {
       let count = Int(source.length)
-      guard count <= scratch.count else { return nil }
-      let (memory, pages) = (memory, pages)
-      return unsafe scratch.withUnsafeMutableBytes { scratch -> UInt64? in
+      guard count <= scratch.count else { return .unknown }
+      var bytes: [UInt8] = []
+      swap(&bytes, &scratch)
+      defer { swap(&bytes, &scratch) }
+      return unsafe bytes.withUnsafeMutableBytes { scratch in
         let bytes = unsafe UnsafeMutableRawBufferPointer(rebasing: scratch[..<count])
-        guard unsafe (try? memory.read(into: bytes, at: source.address)) != nil else { return nil }
-        return unsafe pages.synchronised(UnsafeRawBufferPointer(bytes), at: source.address)
+        guard unsafe (try? memory.read(into: bytes, at: source.address)) != nil else { return .unknown }
+        return unsafe judge(UnsafeRawBufferPointer(bytes), at: source.address)
       }
     }
     let from = max(Int(source.offset), start)
     let to = min(Int(source.offset) + Int(source.length), start + part.count)
-    guard from < to else { return 0 }
+    guard from < to else { return .since(0) }
     let (address, overflow) = source.address.addingReportingOverflow(UInt64(from - Int(source.offset)))
-    guard !overflow else { return nil }
-    return unsafe pages.synchronised(UnsafeRawBufferPointer(rebasing: part[from - start..<to - start]), at: address)
+    guard !overflow else { return .unknown }
+    return unsafe judge(UnsafeRawBufferPointer(rebasing: part[from - start..<to - start]), at: address)
+  }
+
+  /// On the primary by copies of what checkpoints hold; a secondary has the newest one itself.
+  private func judge(_ bytes: UnsafeRawBufferPointer, at address: UInt64) -> Standing {
+    guard isFollowing else { return unsafe pages.standing(bytes, at: address) }
+    return unsafe memory.isCheckpointed(bytes, at: address) ? .since(0) : .changed
   }
 
   // MARK: Rings

@@ -99,8 +99,9 @@ public final class SecondarySide: PairTraffic {
   public func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {}
   public func gateIsFull() {}
   public func started(_ frame: UnsafeRawBufferPointer) {}
-  public func leavesEarly(_ frame: UnsafeRawBufferPointer) -> Bool { false }
-  public func flush() { state.withLock({ $0.channel })?.flush() }
+  public func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64? { nil }
+  public func flush() {}
+  public func outputEnded() { state.withLock({ $0.channel })?.flush() }
 
   // MARK: Following
 

@@ -4,6 +4,24 @@ internal import GuestMemory
 internal import MiniVMM
 internal import Synchronization
 
+/// What is known of bytes that a reply is made of.
+enum Standing: Equatable {
+  /// All checkpoints from this one on hold them, up to the newest.
+  case since(UInt64)
+  /// The newest checkpoint holds others: so the secondary's guest, which goes on from there, finds as well.
+  case changed
+  case unknown
+
+  /// With more bytes of the reply.
+  mutating func join(_ other: Standing) {
+    switch (self, other) {
+    case (.changed, _), (_, .changed): self = .changed
+    case (.unknown, _), (_, .unknown): self = .unknown
+    case (.since(let a), .since(let b)): self = .since(max(a, b))
+    }
+  }
+}
+
 /// What checkpoints hold of the pages that replies are made of, so that it can be told whether a reply says what the secondary
 /// has as well.
 ///
@@ -60,10 +78,10 @@ internal import Synchronization
     }
   }
 
-  /// The checkpoint from which on all hold these bytes at `address`; nil when the newest does not, or that is not known.
-  func synchronised(_ bytes: UnsafeRawBufferPointer, at address: UInt64) -> UInt64? {
-    guard places > 0, let first = memory.fileOffset(of: address, count: UInt64(bytes.count)) else { return nil }
-    var result: UInt64 = 0
+  /// Whether checkpoints hold these bytes at `address`.
+  func standing(_ bytes: UnsafeRawBufferPointer, at address: UInt64) -> Standing {
+    guard places > 0, let first = memory.fileOffset(of: address, count: UInt64(bytes.count)) else { return .unknown }
+    var result = Standing.since(0)
     var done = 0
     while done < bytes.count {
       let offset = Int(first) + done
@@ -71,14 +89,13 @@ internal import Synchronization
       let within = offset % Self.pageSize
       let count = min(Self.pageSize - within, bytes.count - done)
       let piece = unsafe UnsafeRawBufferPointer(rebasing: bytes[done..<done + count])
-      guard let since = unsafe synchronised(piece, page, within) else { return nil }
-      result = max(result, since)
+      result.join(unsafe standing(piece, page, within))
       done += count
     }
     return result
   }
 
-  private func synchronised(_ bytes: UnsafeRawBufferPointer, _ page: Int, _ within: Int) -> UInt64? {
+  private func standing(_ bytes: UnsafeRawBufferPointer, _ page: Int, _ within: Int) -> Standing {
     let index = page % places
     return state.withLock { state in
       let entry = state.entries[index]
@@ -88,11 +105,12 @@ internal import Synchronization
         state.fresh.append(page)
         let contents = unsafe memory.mapping.baseAddress! + page * Self.pageSize
         unsafe copy(index, 0).copyMemory(from: UnsafeRawBufferPointer(start: contents, count: Self.pageSize))
-        return nil
+        return .unknown
       }
-      guard entry.since != Self.never, unsafe equal(bytes, index, entry.half, within) else { return nil }
-      if entry.before != Self.never, unsafe equal(bytes, index, 1 - entry.half, within) { return entry.before }
-      return entry.since
+      guard entry.since != Self.never else { return .unknown }
+      guard unsafe equal(bytes, index, entry.half, within) else { return .changed }
+      if entry.before != Self.never, unsafe equal(bytes, index, 1 - entry.half, within) { return .since(entry.before) }
+      return .since(entry.since)
     }
   }
 

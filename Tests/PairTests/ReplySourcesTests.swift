@@ -28,7 +28,7 @@ import VirtioLayout
     // From checkpoint 1 on: "hello" at the value's place.
     try memory.write(Array("hello".utf8), at: Self.value)
     for epoch in 1...2 as ClosedRange<UInt64> {
-      _ = unsafe Array("hello".utf8).withUnsafeBytes { unsafe pages.synchronised($0, at: Self.value) }
+      _ = unsafe Array("hello".utf8).withUnsafeBytes { unsafe pages.standing($0, at: Self.value) }
       pages.cut(epoch, changed: [])
     }
   }
@@ -79,7 +79,10 @@ import VirtioLayout
     let parsed = Frame(frame.span)
     var handed = GuestBuffers()
     for (address, count) in buffers { _ = handed.append(address: address, count: count, in: memory) }
-    return unsafe frame.withUnsafeBytes { unsafe sources.synchronisedBy(parsed, $0, handed) }
+    if case .since(let epoch) = (unsafe frame.withUnsafeBytes { unsafe sources.standing(parsed, $0, handed) }) {
+      return epoch
+    }
+    return nil
   }
 
   /// What the guest hands the card is its file cache: 54 bytes of headers of its own making, then the pages themselves.
@@ -116,7 +119,7 @@ import VirtioLayout
 
   @Test mutating func determinedByWhatHasChanged_isNot() throws {
     let index: UInt64 = 0x9000
-    _ = unsafe [UInt8](repeating: 0, count: 8).withUnsafeBytes { unsafe pages.synchronised($0, at: index) }
+    _ = unsafe [UInt8](repeating: 0, count: 8).withUnsafeBytes { unsafe pages.standing($0, at: index) }
     pages.cut(3, changed: [])
     let sources: [Source] = [(index, 8, SourceRecord.notCopied), (Self.value, 5, 1)]
     try tell("$hello", sources: sources)

@@ -16,7 +16,11 @@ import Testing
   }
 
   private func synchronised(_ text: String, at address: UInt64) -> UInt64? {
-    unsafe Array(text.utf8).withUnsafeBytes { unsafe pages.synchronised($0, at: address) }
+    if case .since(let epoch) = (unsafe Array(text.utf8).withUnsafeBytes { unsafe pages.standing($0, at: address) }) {
+      epoch
+    } else {
+      nil
+    }
   }
 
   private func write(_ text: String, at address: UInt64) throws { try memory.write(Array(text.utf8), at: address) }
@@ -114,22 +118,38 @@ import Testing
     try checkpoint(1)
     #expect(synchronised("abcdef", at: 0x8ffd) == nil)
     try checkpoint(2)
-    // The second page is asked for only once the first is known.
-    #expect(synchronised("abcdef", at: 0x8ffd) == nil)
+    #expect(synchronised("abcdef", at: 0x8ffd) == 2)
+    try write("x", at: 0x9000)
     try checkpoint(3)
-    #expect(synchronised("abcdef", at: 0x8ffd) == 3)
+    #expect(synchronised("abcxef", at: 0x8ffd) == 3)
+  }
+
+  /// A secondary finds the same change, but knows nothing of what is not known here.
+  @Test func changed_outweighsUnknown() throws {
+    try write("abcdef", at: 0x8ffd)
+    try checkpoint(1)
+    _ = synchronised("abc", at: 0x8ffd)
+    try checkpoint(2)
+    func standing(_ text: String) -> Standing {
+      unsafe Array(text.utf8).withUnsafeBytes { unsafe pages.standing($0, at: 0x8ffd) }
+    }
+    #expect(standing("abcdef") == .unknown)
+    #expect(standing("xbcdef") == .changed)
+    try checkpoint(3)
+    #expect(standing("abcxef") == .changed)
+    #expect(standing("abcdef") == .since(3))
   }
 
   @Test func twoPagesOfOnePlace_takeTurns() throws {
     let few = SourcePages(memory, bytes: 4096)
-    func synchronised(_ address: UInt64) -> UInt64? {
-      unsafe [0].withUnsafeBytes { unsafe few.synchronised(UnsafeRawBufferPointer(rebasing: $0[..<1]), at: address) }
+    func synchronised(_ address: UInt64) -> Standing {
+      unsafe [0].withUnsafeBytes { unsafe few.standing(UnsafeRawBufferPointer(rebasing: $0[..<1]), at: address) }
     }
     for epoch in 1...4 as ClosedRange<UInt64> {
       let address = epoch % 2 * 0x1000
-      #expect(synchronised(address) == nil)
+      #expect(synchronised(address) == .unknown)
       few.cut(epoch, changed: [])
-      #expect(synchronised(address) == epoch)
+      #expect(synchronised(address) == .since(epoch))
     }
   }
 

@@ -8,15 +8,15 @@ import Testing
     let left = Mutex<[UInt8]>([])
     let room = Mutex(Int.max)
     let time = Mutex<UInt64>(0)
-    /// Whether the secondary has been told of what leaves early, and how often that was asked.
+    /// Whether the secondary has been told of what leaves early, and of which that was asked.
     let isTold = Mutex(true)
-    let asked = Mutex(0)
+    let asked = Mutex<[UInt64]>([])
 
     func gate(_ mode: ReplicationMode, frames: Int = 100, bytes: Int = 1 << 20) -> OutputGate {
       OutputGate(
         mode: mode, frameLimit: frames, byteLimit: bytes, clock: { self.time.withLock { $0 } },
-        isTold: {
-          self.asked.withLock { $0 += 1 }
+        isTold: { told in
+          self.asked.withLock { $0.append(told) }
           return self.isTold.withLock { $0 }
         },
         send: { frame in
@@ -38,7 +38,9 @@ import Testing
     _ gate: OutputGate, _ name: UInt8, flow: UInt64 = 1, inputGiven: UInt64 = 0, synchronisedBy: UInt64? = nil
   ) -> UInt64? {
     let result = unsafe [name, 0, 0].withUnsafeBytes {
-      unsafe gate.put($0, flow: FlowKey(test: flow), inputGiven: inputGiven, synchronisedBy: synchronisedBy)
+      // Told by its name.
+      unsafe gate.put(
+        $0, flow: FlowKey(test: flow), inputGiven: inputGiven, early: synchronisedBy.map { ($0, UInt64(name)) })
     }
     gate.flush()
     guard case .admitted(let token) = result else { return nil }
@@ -195,7 +197,7 @@ import Testing
     #expect(wire.sent == [])
     gate.inputAcknowledged(3)
     #expect(wire.sent == [1], "the second is not marked")
-    #expect(wire.asked.withLock { $0 } == 1)
+    #expect(wire.asked.withLock { $0 } == [1])
     #expect(gate.counters.early == 1)
   }
 
@@ -231,6 +233,21 @@ import Testing
     wire.isTold.withLock { $0 = true }
     gate.retry()
     #expect(wire.sent == [1])
+  }
+
+  @Test func overdue_areFrameThatWait_eachOnce() {
+    let gate = wire.gate(.coloPlusPlus)
+    gate.protect()
+    _ = put(gate, 1)
+    _ = gate.cut()
+    _ = put(gate, 2, inputGiven: 5, synchronisedBy: 0)
+    _ = put(gate, 3, flow: 2)
+    wire.time.withLock { $0 = 100 }
+    _ = put(gate, 4, flow: 3)
+    #expect(gate.overdue(after: 50, limit: 9).map(\.first) == [3], "1 is of an epoch that has ended, 2 needs no asking")
+    #expect(gate.overdue(after: 50, limit: 9) == [])
+    wire.time.withLock { $0 = 151 }
+    #expect(gate.overdue(after: 50, limit: 9).map(\.first) == [4])
   }
 
   @Test func contradicted_isCounted_andNothingOfThatFlowIsEarlyBeforeTheNextCheckpoint() {

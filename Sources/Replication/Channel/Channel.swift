@@ -20,47 +20,9 @@ public final class Channel: Sendable {
   static let macSize = RecordCode.size
 
   /// Bytes of messages after which another record is begun.
-  private static let recordSize = 64 << 10
+  static let recordSize = 64 << 10
   /// What a peer may make us allocate for a record.
   private static let recordLimit = Message.limit + recordSize
-
-  struct Queue {
-    /// Small and urgent first: heartbeats, input, acknowledgements do not wait behind a checkpoint's pages. Each entry is a
-    /// record to be: room for its length, then messages with theirs.
-    var urgent: [[UInt8]] = []
-    var bulk: [[UInt8]] = []
-    var bytes = 0
-    var isClosed = false
-    var takesBulk = true
-
-    /// A message in two pieces.
-    mutating func append(_ head: [UInt8], _ rest: UnsafeRawBufferPointer, urgent isUrgent: Bool) {
-      let count = head.count + rest.count
-      bytes += count
-      if isUrgent, let last = urgent.indices.last, urgent[last].count + count <= Channel.recordSize {
-        return unsafe Self.append(head, rest, to: &urgent[last])
-      }
-      var record: [UInt8] = []
-      record.reserveCapacity(count + 8 + Channel.macSize)
-      record.append(contentsOf: [0, 0, 0, 0])
-      unsafe Self.append(head, rest, to: &record)
-      if isUrgent { urgent.append(record) } else { bulk.append(record) }
-    }
-
-    private static func append(_ head: [UInt8], _ rest: UnsafeRawBufferPointer, to record: inout [UInt8]) {
-      record.append(contentsOf: Channel.bytes(UInt32(head.count + rest.count)))
-      record.append(contentsOf: head)
-      unsafe record.append(contentsOf: rest)
-    }
-
-    mutating func takeUrgent() -> [UInt8]? { urgent.isEmpty ? nil : taken(urgent.removeFirst()) }
-    mutating func takeBulk() -> [UInt8]? { bulk.isEmpty ? nil : taken(bulk.removeFirst()) }
-
-    private mutating func taken(_ record: [UInt8]) -> [UInt8] {
-      bytes -= min(bytes, record.count)
-      return record
-    }
-  }
 
   /// The record that is being sent.
   private struct Wire: ~Copyable {
@@ -68,6 +30,8 @@ public final class Channel: Sendable {
     var number: UInt64 = 0
     var record: [UInt8] = []
     var sent = 0
+    /// How many urgent messages are with the kernel once the record is.
+    var urgent: UInt64 = 0
     var failure: ChannelError?
   }
 
@@ -92,6 +56,7 @@ public final class Channel: Sendable {
   private let wire: Mutex<Wire>
   private let reader: Mutex<Reader>
   private let sent = Atomic<UInt64>(0)
+  private let urgentSent = Atomic<UInt64>(0)
   private let damage = Atomic<UInt8>(0)
   /// Bytes that may wait to be sent; a peer that does not read must not fill our memory.
   public let queueLimit: Int
@@ -231,10 +196,10 @@ public final class Channel: Sendable {
     }
   }
 
-  /// Whether everything urgent has gone to the kernel.
-  public var isUrgentDrained: Bool {
-    wire.withLock { wire in wire.sent == wire.record.count && queue.withLock { $0.urgent.isEmpty && !$0.isClosed } }
-  }
+  /// How many urgent messages have been put so far, and how many of them are with the kernel, so that they are on their way even
+  /// if this process ends now.
+  public var urgentPut: UInt64 { queue.withLock { $0.urgentCount } }
+  public var urgentHandedOver: UInt64 { urgentSent.load(ordering: .acquiring) }
 
   /// Bytes that have gone to the kernel.
   public var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
@@ -280,13 +245,13 @@ public final class Channel: Sendable {
         sent.wrappingAdd(UInt64(result), ordering: .relaxed)
       }
       guard wire.failure == nil else { return true }
-      let next = queue.withLock { queue in
-        queue.isClosed ? nil : queue.takeUrgent() ?? (bulk ? queue.takeBulk() : nil)
-      }
-      guard let next else { return true }
+      urgentSent.store(wire.urgent, ordering: .releasing)
+      let next = queue.withLock { queue in queue.isClosed ? nil : queue.take(bulk: bulk) }
+      guard let (record, urgent) = next else { return true }
       lx_eventfd_signal(room)
-      wire.record = next
-      wire.record.replaceSubrange(0..<4, with: Self.bytes(UInt32(next.count - 4)))
+      wire.record = record
+      wire.urgent = urgent ?? wire.urgent
+      wire.record.replaceSubrange(0..<4, with: Self.bytes(UInt32(record.count - 4)))
       let number = wire.number
       wire.record += unsafe wire.record.withUnsafeBytes { unsafe wire.code.code(number: number, $0) }
       wire.number += 1

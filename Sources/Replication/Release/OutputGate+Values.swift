@@ -20,8 +20,8 @@ extension OutputGate {
   /// A frame that leaves, with its virtio-net header.
   struct Leaving: Sendable {
     var bytes: [UInt8]
-    /// It leaves before the secondary has said as much.
-    var isEarly: Bool
+    /// It leaves before the secondary has said as much, which has to be told first: how to ask for that; else 0.
+    var told: UInt64
   }
 
   public enum Admission: Equatable, Sendable {

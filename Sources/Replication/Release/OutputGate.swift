@@ -13,62 +13,8 @@ public enum CheckpointCause: String, Sendable, CaseIterable {
 /// Whoever learns that frames may leave sends them, without the lock under which that is decided; who comes while somebody
 /// sends leaves its own to them.
 public final class OutputGate: Sendable {
-  private static let none = UInt64.max
+  static let none = UInt64.max
   private static let spareFrames = 256
-
-  /// A frame in the gate. Its place is used again, bytes included.
-  private struct Held {
-    var facts = OutputFacts(epoch: 0, inputGiven: 0)
-    var flow = FlowKey.none
-    /// The next frame of the flow, by its token.
-    var next = OutputGate.none
-    var since: UInt64 = 0
-    var isHeld = false
-    var bytes: [UInt8] = []
-  }
-
-  private struct Flow {
-    var first: UInt64
-    var last: UInt64
-  }
-
-  /// Taken out of ``State/leaving``; those from `first` on are still to be sent.
-  private struct Outgoing {
-    var frames: [Leaving] = []
-    var first = 0
-    /// The secondary knows of those that leave early.
-    var isTold = true
-  }
-
-  private struct State {
-    var epoch: UInt64 = 1
-    var secondary = SecondaryProgress()
-    var isProtected = false
-    var isFenced = false
-    /// Place of token t: t modulo the count, a power of two.
-    var ring: [Held]
-    /// The oldest token that may still be held, and the next to be given.
-    var oldest: UInt64 = 0
-    var next: UInt64 = 0
-    var flows: [FlowKey: Flow] = [:]
-    /// May leave, and has not yet: in this order.
-    var leaving: [Leaving] = []
-    /// Memory of frames that have left.
-    var spare: [[UInt8]] = []
-    /// In this epoch: flows of which something left early, and those in which that was wrong.
-    var earlyFlows: Set<FlowKey> = []
-    var distrusted: Set<FlowKey> = []
-    var heldFrames = 0
-    var heldBytes = 0
-    /// Tokens below these have been looked at since the secondary said so much.
-    var looked: UInt64 = 0
-    var counters = Counters()
-
-    subscript(_ token: UInt64) -> Held {
-      _read { yield ring[Int(token & UInt64(ring.count - 1))] }
-      _modify { yield &ring[Int(token & UInt64(ring.count - 1))] }
-    }
-  }
 
   public let mode: ReplicationMode
   /// Frames and bytes that may wait.
@@ -76,7 +22,7 @@ public final class OutputGate: Sendable {
   public let byteLimit: Int
   private let clock: @Sendable () -> UInt64
   private let send: @Sendable ([UInt8]) -> Bool
-  private let isTold: @Sendable () -> Bool
+  private let isTold: @Sendable (UInt64) -> Bool
   private let state: Mutex<State>
   /// Held by whoever sends.
   private let wire = Mutex(Outgoing())
@@ -89,11 +35,12 @@ public final class OutputGate: Sendable {
 
   /// - Parameters:
   ///   - clock: monotonic nanoseconds.
-  ///   - isTold: whether the secondary is sure to hear of all that may leave early.
+  ///   - isTold: whether the secondary is sure to hear of a frame that leaves early, by what ``put(_:flow:inputGiven:early:)`` was
+  ///     given as `told`.
   ///   - send: lets a frame out; false when the host side is full for now. Called by one thread at a time.
   public init(
     mode: ReplicationMode, frameLimit: Int = 4096, byteLimit: Int = 64 << 20,
-    clock: @escaping @Sendable () -> UInt64, isTold: @escaping @Sendable () -> Bool = { true },
+    clock: @escaping @Sendable () -> UInt64, isTold: @escaping @Sendable (UInt64) -> Bool = { _ in true },
     send: @escaping @Sendable ([UInt8]) -> Bool
   ) {
     self.mode = mode
@@ -123,10 +70,12 @@ public final class OutputGate: Sendable {
   }
 
   /// A frame of the guest's, with its virtio-net header, sent after `inputGiven` frames of input.
-  /// - Parameter synchronisedBy: ``OutputFacts/synchronisedBy``.
+  /// - Parameter early: of one that the secondary was told of: ``OutputFacts/synchronisedBy``, and how to ask whether it knows.
   public func put(
-    _ bytes: UnsafeRawBufferPointer, flow: FlowKey, inputGiven: UInt64, synchronisedBy: UInt64? = nil
+    _ bytes: UnsafeRawBufferPointer, flow: FlowKey, inputGiven: UInt64,
+    early: (synchronisedBy: UInt64, told: UInt64)? = nil
   ) -> Admission {
+    var sends = false
     let admission: Admission = state.withLock { state in
       guard !isFenced.load(ordering: .relaxed) else { return .admitted(token: state.next) }
       guard hasRoom(bytes.count, state) else {
@@ -135,7 +84,9 @@ public final class OutputGate: Sendable {
       }
       let token = state.next
       state.next += 1
-      state[token].facts = OutputFacts(epoch: state.epoch, inputGiven: inputGiven, synchronisedBy: synchronisedBy)
+      state[token].facts = OutputFacts(
+        epoch: state.epoch, inputGiven: inputGiven, synchronisedBy: early?.synchronisedBy)
+      state[token].told = early?.told ?? 0
       state[token].flow = flow
       state[token].next = Self.none
       state[token].since = clock()
@@ -151,15 +102,16 @@ public final class OutputGate: Sendable {
       } else {
         state.flows[flow] = Flow(first: token, last: token)
       }
-      if !state.isProtected || mode == .none || synchronisedBy != nil { release(flow: flow, &state) }
+      sends = !state.isProtected || mode == .none
+      if sends || early != nil { release(flow: flow, &state) }
       return .admitted(token: token)
     }
     // What is early has to be told: with its like, at the next ``flush()``.
-    if synchronisedBy == nil { sendLeaving() }
+    if sends { sendLeaving() }
     return admission
   }
 
-  /// Sends what may leave by now: after the last of several ``put(_:flow:inputGiven:synchronisedBy:)``.
+  /// Sends what may leave by now: after the last of several ``put(_:flow:inputGiven:early:)``.
   public func flush() { sendLeaving() }
 
   /// Output is held from here on: a secondary is there, which has no input yet.
@@ -252,6 +204,26 @@ public final class OutputGate: Sendable {
     }
   }
 
+  /// Whether something of a flow has left early in this epoch.
+  public func hasSentEarly(of flow: FlowKey) -> Bool { state.withLock { $0.earlyFlows.contains(flow) } }
+
+  /// Frames of this epoch that have waited longer than they should, but for those that are to leave early; each once.
+  public func overdue(after time: UInt64, limit: Int) -> [[UInt8]] {
+    state.withLock { state in
+      var frames: [[UInt8]] = []
+      let now = clock()
+      state.asked = max(state.asked, state.oldest)
+      while state.asked < state.next, frames.count < limit, now - min(state[state.asked].since, now) > time {
+        let facts = state[state.asked].facts
+        if state[state.asked].isHeld, facts.epoch == state.epoch, facts.synchronisedBy == nil {
+          frames.append(state[state.asked].bytes)
+        }
+        state.asked += 1
+      }
+      return frames
+    }
+  }
+
   /// The secondary has the first `count` frames of input.
   public func inputAcknowledged(_ count: UInt64) {
     state.withLock { state in
@@ -324,7 +296,7 @@ public final class OutputGate: Sendable {
       state.heldBytes -= state[token].bytes.count
       unsentFrames.wrappingAdd(1, ordering: .relaxed)
       unsentBytes.wrappingAdd(state[token].bytes.count, ordering: .relaxed)
-      state.leaving.append(Leaving(bytes: state[token].bytes, isEarly: verdict == .releaseEarly))
+      state.leaving.append(Leaving(bytes: state[token].bytes, told: verdict == .releaseEarly ? state[token].told : 0))
       state[token].bytes = []
       known.first = state[token].next
       if known.first == Self.none {
@@ -360,12 +332,12 @@ public final class OutputGate: Sendable {
         swap(&outgoing.frames, &state.leaving)
       }
       outgoing.first = 0
-      outgoing.isTold = !outgoing.frames.contains { $0.isEarly }
+      outgoing.told = outgoing.frames.map(\.told).max() ?? 0
     }
     // Before any of them is seen: who takes over must know what clients were told.
-    if !outgoing.isTold {
-      guard isTold() else { return isStalled.store(true, ordering: .relaxed) }
-      outgoing.isTold = true
+    if outgoing.told > 0 {
+      guard isTold(outgoing.told) else { return isStalled.store(true, ordering: .relaxed) }
+      outgoing.told = 0
     }
     while outgoing.first < outgoing.frames.count, !isFenced.load(ordering: .sequentiallyConsistent) {
       guard send(outgoing.frames[outgoing.first].bytes) else { return isStalled.store(true, ordering: .relaxed) }
