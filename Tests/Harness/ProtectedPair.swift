@@ -20,7 +20,7 @@ public final class ProtectedPair {
 
   /// Starts the primary, alone at first, and waits until its guest serves.
   /// - Parameters:
-  ///   - cpus: the lab guest's.
+  ///   - cpus: the guest's.
   ///   - dirties: whether the lab guest writes all over its memory too.
   public init(
     mode: String, guest: GuestKind = .lab, cpus: Int = 1, dirties: Bool = false, faults: [String] = [], folder: URL
@@ -136,7 +136,7 @@ public enum GuestKind: String, Sendable {
     }
     return [
       "--kernel", out.appending(path: "vmlinux").path, "--initrd", out.appending(path: "initramfs.cpio").path,
-      "--memory", "128M", "--disk", Self.disk(folder, 0),
+      "--memory", "128M", "--cpus", "\(cpus)", "--disk", Self.disk(folder, 0),
       "--cmdline", "\(line) ip=\(Namespace.guest)::\(Namespace.host):255.255.255.0::eth0:off",
     ]
   }
