@@ -72,7 +72,8 @@ def theirs(space, names, count, seconds):
             "p50": quantile(pauses, 0.5), "p99": quantile(pauses, 0.99)}
 
 
-def run(options):
+def measure(options):
+    """What is measured of ours and of QEMU's, by name."""
     names, reason = linux.files(options)
     if not names:
         raise Unavailable(reason)
@@ -83,7 +84,14 @@ def run(options):
             other = theirs(space, names, count, seconds)
         except (GuestFailed, RuntimeError, ValueError, OSError, ZeroDivisionError, subprocess.SubprocessError) as failure:
             raise Unavailable(f"QEMU's COLO: {str(failure)[-200:]}") from failure
+    return mine, other
 
+
+def run(options):
+    return rows(*measure(options))
+
+
+def rows(mine, other):
     def row(name, what, unit, target, scale=1.0):
         return Row(name, mine[what] / other[what], "×", f"{mine[what] * scale:.2f} {unit}; QEMU {other[what] * scale:.2f} {unit}",
                    1, target)

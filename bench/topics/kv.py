@@ -15,8 +15,8 @@ ROWS += ["kv95_throughput_none_vs_run"]
 SUSTAINED = 0.95  # of the requests that are due; below that a latency only says how long the run was
 
 
-def load(options, pair, depth, seconds, rate=0):
-    return json.loads(pair.client([f"{options.programs}/kv_load", network.GUEST, "6379", "50", str(depth), "95",
+def load(options, pair, depth, seconds, rate=0, reads=95):
+    return json.loads(pair.client([f"{options.programs}/kv_load", network.GUEST, "6379", "50", str(depth), str(reads),
                                    str(seconds), f"{rate:.0f}"], seconds * 3 + 20))
 
 

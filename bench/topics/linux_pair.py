@@ -1,5 +1,6 @@
 """Redis and nginx in the protected Linux guest, by mode, and the latency of one reply."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -48,11 +49,21 @@ def download(client, sums, name, folder):
     return float(speed)
 
 
-def measure(options, space, names, run):
-    mode, period, wanted = RUNS[run]
-    requests = 200 if options.quick else 600
+def redis(client, requests):
+    """Replies a second on 8 connections."""
+    return float(re.search(r'"GET","([\d.]+)"', client([*REDIS, "-c", "8", "-n", str(requests), "-t", "get"]))[1])
+
+
+def bulk(options, client, folder):
+    """Bytes a second of 1 MiB from nginx."""
     with open(f"{options.root}/guests/linux/out/www.sha256") as file:
         sums = {name: digest for digest, name in (line.split() for line in file)}
+    return download(client, sums, "1MiB.txt", folder)
+
+
+@contextlib.contextmanager
+def serving(options, space, names, mode, period="100ms"):
+    """A protected Linux guest whose servers have warmed up: the pair, what runs a client, and a folder."""
     with tempfile.TemporaryDirectory(prefix="minivmm-bench-") as folder:
         disk = f"{folder}/root.img"
         with Pair(options, space, mode, linux.guest(options, names, disk), linux.MEMORY_MIB, period, disk) as pair:
@@ -62,16 +73,22 @@ def measure(options, space, names, run):
                 return pair.client(command, 120)
 
             warm_up(client)
-            result = {}
-            if "echo" in wanted:
-                result["echo"] = latency(client, ["-t", "ping_mbulk"], requests // 4)
-            if "redis" in wanted:
-                text = client([*REDIS, "-c", "8", "-n", str(requests), "-t", "get"])
-                result["redis"] = float(re.search(r'"GET","([\d.]+)"', text)[1])
-            if "bulk" in wanted:
-                result["bulk"] = download(client, sums, "1MiB.txt", folder)
-            if mode not in ("run", "none"):
-                result["status"] = pair.status()
+            yield pair, client, folder
+
+
+def measure(options, space, names, run):
+    mode, period, wanted = RUNS[run]
+    requests = 200 if options.quick else 600
+    with serving(options, space, names, mode, period) as (pair, client, folder):
+        result = {}
+        if "echo" in wanted:
+            result["echo"] = latency(client, ["-t", "ping_mbulk"], requests // 4)
+        if "redis" in wanted:
+            result["redis"] = redis(client, requests)
+        if "bulk" in wanted:
+            result["bulk"] = bulk(options, client, folder)
+        if mode not in ("run", "none"):
+            result["status"] = pair.status()
     return result
 
 
