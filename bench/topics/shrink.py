@@ -32,6 +32,10 @@ def run(options):
         for _ in range(1 if options.quick else 3):
             for level in LEVELS:
                 results[level].append(measure(options, space, level, 4 if options.quick else 8))
+    return rows(results)
+
+
+def rows(results):
     count = len(results["off"])
 
     def row(name, level, what, unit, target=None):

@@ -1,0 +1,9 @@
+"""Modes: their order, their colours everywhere, and how figures call them."""
+
+MODES = ("none", "remus", "colo", "colo++")
+# Told apart by the colour-blind, and on black as on white. QEMU stands where `none` would.
+COLOURS = {"none": "#8c959f", "remus": "#e69f00", "colo": "#4aa3df", "colo++": "#d55e00", "QEMU": "#8c959f"}
+
+
+def name(mode):
+    return mode.replace("+", "p")

@@ -1,0 +1,91 @@
+"""Linux with memcached, nginx and redis, by mode."""
+
+import json
+import subprocess
+import sys
+
+import network
+from machine import GuestFailed
+from measure import Row, Unavailable
+from reporting import modes, svg
+from topics import linux, linux_pair
+
+NAME = "linux"
+TITLE = "Linux: memcached, nginx, redis"
+TEXT = """Debian's programs in a Linux guest of 128 MiB and one vCPU, 8 connections. Where KVM interprets the guest's kernel
+(see the machine below) a request takes it ten milliseconds, beside which most of what a pair costs disappears."""
+CLIENTS = (("memcached", "memcached get"), ("nginx", "nginx, small file"), ("redis", "redis GET"), ("bulk", "nginx, 1 MiB"))
+
+
+def measure(options, tell):
+    names, reason = linux.files(options)
+    if not names:
+        raise Unavailable(reason)
+    requests = 120 if options.quick else 600
+    rounds = 1 if options.quick else 2
+    results = {mode: [] for mode in modes.MODES}
+    with network.Bridge() as space:
+        for turn in range(rounds):
+            for mode in modes.MODES:
+                tell(f"{mode}, round {turn + 1} of {rounds}: boots")
+                try:
+                    results[mode].append(one(options, space, names, mode, requests, tell))
+                except (GuestFailed, subprocess.SubprocessError) as failure:  # the others can still be measured
+                    tell(f"{mode}: {failure}")
+    if not results["none"]:
+        raise Unavailable("the guest could not be measured in mode none")
+    return results
+
+
+def one(options, space, names, mode, requests, tell):
+    result = {}
+    with linux_pair.serving(options, space, names, mode) as (pair, client, folder):
+        tell(f"{mode}: clients")
+        for server in ("memcached", "nginx"):
+            said = client([sys.executable, "-B", f"{options.root}/bench/programs/fetch.py", server, network.GUEST, "8",
+                           str(requests)])
+            result[server], result[f"{server}_load"] = json.loads(said)["per_second"], json.loads(said)
+        result["redis"] = linux_pair.redis(client, requests)
+        result["bulk"] = linux_pair.bulk(options, client, folder)
+        if mode != "none":
+            result["status"] = pair.status()
+    return result
+
+
+def ratios(data, mode, what):
+    return [a[what] / b[what] for a, b in zip(data[mode], data["none"])]
+
+
+def figures(data):
+    rows = []
+    for what, label in CLIENTS:
+        for mode in modes.MODES[1:]:
+            name = f"linux_{what}_vs_none_{modes.name(mode)}"
+            parts = ratios(data, mode, what)
+            if not parts:
+                rows.append(Row(name, None, "", f"failed in {mode}"))
+                continue
+            ours, base, scale, unit = data[mode][0][what], data["none"][0][what], 1, "/s"
+            if what == "bulk":
+                scale, unit = 1e-6, " MB/s"
+            parts.sort()
+            rows.append(Row(name, parts[len(parts) // 2], "×",
+                            f"{label}: {ours * scale:.3g}{unit}; none {base * scale:.3g}{unit}", len(parts)))
+    return rows
+
+
+def plots(data):
+    groups = []
+    for what, label in CLIENTS:
+        base = data["none"][0][what]
+        told = f"none: {base / 1e6:.2f} MB/s" if what == "bulk" else f"none: {base:.0f}/s"
+        bars = []
+        for mode in modes.MODES[1:]:
+            parts = ratios(data, mode, what)
+            if parts:
+                bars.append((mode, sorted(parts)[len(parts) // 2], min(parts), max(parts)))
+        groups.append((label, told, bars))
+    rounds = len(data["none"])
+    return [(svg.bars("Services in Linux: throughput by mode", f"÷ that of a pair that holds nothing back (none); rounds: {rounds}", groups,
+                      "throughput ÷ none", reference=(1, "none")),
+             "A few hundred requests each: differences of a tenth mean nothing here.")]

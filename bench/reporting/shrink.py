@@ -1,0 +1,37 @@
+"""Four vCPUs, and a secondary that takes less of its host."""
+
+import network
+from measure import median
+from reporting import svg
+from topics import shrink
+
+NAME = "shrink"
+TITLE = "A secondary that takes less"
+TEXT = """A guest with four vCPUs: one serves the store, three fight for a spinlock. Both sides share the machine's cores, as
+where a host is secondary of some guests and primary of others. With <i>off</i> the secondary runs all vCPUs; with <i>host</i>
+their threads share one host CPU and the guest does not know; with <i>guest</i> the guest leaves all but one idle."""
+
+
+def measure(options, tell):
+    results = {level: [] for level in shrink.LEVELS}
+    rounds, seconds = (1, 4) if options.quick else (3, 8)
+    with network.Bridge() as space:
+        for turn in range(rounds):
+            for level in shrink.LEVELS:
+                tell(f"--shrink {level}, round {turn + 1} of {rounds}")
+                results[level].append(shrink.measure(options, space, level, seconds))
+    return results
+
+
+def figures(data):
+    return shrink.rows(data)
+
+
+def plots(data):
+    def column(what, title, subtitle, unit):
+        bars = [(level, median(values), min(values), max(values)) for level, values in
+                ((level, [each[what] for each in data[level]]) for level in shrink.LEVELS)]
+        return svg.columns(title, subtitle, bars, unit, colours=("#8c959f", "#4aa3df", "#d55e00"), width=440)
+    return [(column("cost", "CPU the secondary takes for each reply", "by --shrink; less is better", "ms of CPU a reply") +
+             column("rate", "What clients get", "by --shrink; more is better", "replies a second"),
+             "The secondary's CPU time is that of its whole process, user and system.")]
