@@ -86,6 +86,7 @@ def plots(data):
                 bars.append((mode, sorted(parts)[len(parts) // 2], min(parts), max(parts)))
         groups.append((label, told, bars))
     rounds = len(data["none"])
-    return [(svg.bars("Services in Linux: throughput by mode", f"÷ that of a pair that holds nothing back (none); rounds: {rounds}", groups,
-                      "throughput ÷ none", reference=(1, "none")),
+    return [(svg.bars("Services in Linux: throughput by mode",
+                      f"÷ that of a pair that holds nothing back (none); rounds: {rounds}", groups, "throughput ÷ none",
+                      reference=(1, "none")),
              "A few hundred requests each: differences of a tenth mean nothing here.")]

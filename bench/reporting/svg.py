@@ -11,14 +11,15 @@ STYLE = """
 .mv text{fill:#24292f;paint-order:stroke;stroke:#fff;stroke-width:3px;stroke-linejoin:round}
 .mv .dim{fill:#57606a}.mv .title{font-size:15px;font-weight:600}
 .mv .ground{fill:#fff;stroke:#d0d7de}.mv .grid{stroke:#d8dee4}.mv .axis{stroke:#57606a}.mv .miss{fill:#cf222e;font-weight:600}
-@media (prefers-color-scheme:dark){.mv text{fill:#e6edf3;stroke:#161b22}.mv .dim{fill:#9da7b3}.mv .ground{fill:#161b22;stroke:#30363d}
+@media (prefers-color-scheme:dark){.mv text{fill:#e6edf3;stroke:#161b22}
+.mv .dim{fill:#9da7b3}.mv .ground{fill:#161b22;stroke:#30363d}
 .mv .grid{stroke:#30363d}.mv .axis{stroke:#9da7b3}.mv .miss{fill:#ff7b72}}
 """
 
 
 def number(value):
     """Three digits, with thin spaces between thousands."""
-    if value >= 1000:
+    if value >= 999.5:
         digits = 10 ** max(0, len(str(int(value))) - 3)
         return f"{round(value / digits) * digits:,.0f}".replace(",", "\u2009")
     return f"{value:.3g}"
@@ -85,7 +86,7 @@ class Frame:
             y = self.y(mark)
             canvas.line(left, y, right, y, "grid" if mark != self.low else "axis")
             canvas.text(left - 6, y + 4, number(mark), "dim", "end")
-        canvas.text(left - 44, (top + bottom) / 2, unit, "dim", "middle", -90)
+        canvas.text(left - 52, (top + bottom) / 2, unit, "dim", "middle", -90)
 
     def y(self, value):
         if self.log:

@@ -43,8 +43,8 @@ def shares(title, subtitle, lanes, width=520):
             size = amount / total * (width - 110)
             canvas.box(x, y, size, 30, colour, f"{mode}: {amount} frames, {label}", round=0)
             if size > 44:
-                canvas.parts.append(f'<text x="{x + size / 2:.1f}" y="{y + 20}" text-anchor="middle" style="fill:#111;stroke:none">'
-                                    f"{amount / total:.0%}</text>")
+                canvas.parts.append(f'<text x="{x + size / 2:.1f}" y="{y + 20}" text-anchor="middle" '
+                                    f'style="fill:#111;stroke:none">{amount / total:.0%}</text>')
             x += size
     for index, (colour, _, label) in enumerate(lanes[0][1]):
         y = 80 + len(lanes) * 52 + 20 + index * 22
