@@ -41,18 +41,21 @@ def parse():
         "other files, and the JSON behind it.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
     parser.add_argument("--only", nargs="+", metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--out", metavar="DIR", default=".build/report",
-                        help="where report.html and report.json go (%(default)s)")
+    parser.add_argument("--out", metavar="DIR", help="where report.html and report.json go (.build/report)")
     parser.add_argument("--from", dest="source", metavar="FILE", help="draw this report.json again; measures nothing")
     parser.add_argument("--plot", metavar="FILE", help="the main plot (throughput by mode and read share) as an SVG file as well")
     parser.add_argument("--host-note", action="store_true", help="print what this machine is, and measure nothing")
-    for hidden in ("--minivmm", "--programs"):
+    for hidden in ("--minivmm", "--programs", "--called"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for name in arguments.only or ():
         if name not in SECTIONS:
             parser.error(f"there is no section '{name}'; known are {', '.join(SECTIONS)}")
+    called = arguments.called or "."
+    arguments.out = os.path.join(called, arguments.out) if arguments.out else ".build/report"
+    arguments.source = arguments.source and os.path.join(called, arguments.source)
+    arguments.plot = arguments.plot and os.path.join(called, arguments.plot)
     if arguments.source and not os.path.exists(arguments.source):
         parser.error(f"there is no {arguments.source}")
     return arguments
