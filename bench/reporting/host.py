@@ -7,9 +7,9 @@ import subprocess
 # What doctor says of a property, and what follows for figures.
 CONSEQUENCES = (
     (r"kernel code\s+interpreted", "KVM interprets the guest's kernel code here, a few million instructions a second. Linux' "
-     "kernel is hundreds of times slower than on a host with VMX or SVM: a request takes milliseconds of kernel time, beside "
-     "which the cost of replication hardly shows, so ratios of Linux services are flattering. The lab guest works in user mode, "
-     "which runs natively: its figures say more of the VMM, but each of its exits and interrupts is dearer than on such a host."),
+     "kernel is hundreds of times slower than on a host with VMX or SVM, so that its services answer tens of times a second; "
+     "their ratios say little about such a host. The lab guest works in user mode, which runs natively: its figures say "
+     "more of the VMM, but each of its exits and interrupts is dearer than on such a host."),
     (r"translations\s+stale", "Page tables are shadowed. After each load the secondary's memslots are made anew and its "
      "guest's page tables shadowed again, at every checkpoint: CPU time of the secondary and the time of a load are "
      "higher than with nested paging."),

@@ -13,7 +13,7 @@ from topics import linux, linux_pair
 NAME = "linux"
 TITLE = "Linux: memcached, nginx, redis"
 TEXT = """Debian's programs in a Linux guest of 128 MiB and one vCPU, 8 connections. Where KVM interprets the guest's kernel
-(see the machine below) a request takes it ten milliseconds, beside which most of what a pair costs disappears."""
+(see the machine below) a request takes it tens of milliseconds, and these ratios say little about other hosts."""
 CLIENTS = (("memcached", "memcached get"), ("nginx", "nginx, small file"), ("redis", "redis GET"), ("bulk", "nginx, 1 MiB"))
 
 
@@ -89,4 +89,4 @@ def plots(data):
     return [(svg.bars("Services in Linux: throughput by mode",
                       f"÷ that of a pair that holds nothing back (none); rounds: {rounds}", groups, "throughput ÷ none",
                       reference=(1, "none")),
-             "A few hundred requests each: differences of a tenth mean nothing here.")]
+             "A few hundred requests each: small differences mean nothing here.")]
