@@ -84,6 +84,9 @@ def measure(name, options):
 
 
 def commit(root):
+    """What was measured; of a binary that somebody gave nothing is known."""
+    if os.environ.get("MINIVMM"):
+        return "unknown (MINIVMM was set)"
     try:
         return subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True,
                               check=True).stdout.strip()
@@ -132,9 +135,9 @@ def main():
     if arguments.only and os.path.exists(path):
         with open(path) as file:
             report = json.load(file)
-    report |= {"made": f"{datetime.datetime.now():%Y-%m-%d %H:%M}", "commit": commit(root), "host": host.note(arguments.minivmm)}
+    report |= {"made": f"{datetime.datetime.now():%Y-%m-%d %H:%M}", "host": host.note(arguments.minivmm)}
     for name in arguments.only or SECTIONS:
-        report["sections"][name] = measure(name, options)
+        report["sections"][name] = {**measure(name, options), "commit": commit(root)}
         report["figures"] = {row["name"]: row["value"] for entry in report["sections"].values()
                              for row in entry.get("figures", ())}
         keep(path, json.dumps(report, indent=1) + "\n")  # an interrupted run leaves what it has

@@ -49,7 +49,7 @@ def section(module, entry):
         if why in entry:
             return lines + [f'<p class="absent">{words}{escape(entry[why])}</p>']
     speed = ", quick" if entry["quick"] else ""
-    lines.append(f'<p class="dim">Measured {entry["measured"]}{speed}; took {entry["seconds"]} s.</p>')
+    lines.append(f'<p class="dim">Measured {entry["measured"]}{speed}, commit {escape(entry.get("commit") or "unknown")}; took {entry["seconds"]} s.</p>')
     for drawing, caption in module.plots(entry["data"]):
         lines.append(f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>")
     rows = entry["figures"]
@@ -71,7 +71,7 @@ def html(report, modules):
         "<!DOCTYPE html>", '<html lang="en"><head><meta charset="utf-8"><title>minivmm: what protection costs</title>',
         '<meta name="viewport" content="width=device-width, initial-scale=1">', f"<style>{LOOK}{svg.STYLE}</style></head><body>",
         "<h1>minivmm: what protection costs</h1>",
-        f'<p class="dim">{report["made"]}, commit {escape(report["commit"] or "unknown")}. '
+        f'<p class="dim">{report["made"]}. '
         "Made by <code>bench/report</code>; the numbers are in <code>report.json</code> beside this page.</p>",
         f"<p>Of {len(known)} targets that were measured, {len(known) - len(missed)} are met and "
         f'<span class="miss">{len(missed)} missed</span>{f"; {absent} could not be measured" if absent else ""}.</p>']
