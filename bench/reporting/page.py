@@ -49,7 +49,8 @@ def section(module, entry):
         if why in entry:
             return lines + [f'<p class="absent">{words}{escape(entry[why])}</p>']
     speed = ", quick" if entry["quick"] else ""
-    lines.append(f'<p class="dim">Measured {entry["measured"]}{speed}, commit {escape(entry.get("commit") or "unknown")}; took {entry["seconds"]} s.</p>')
+    of = escape(entry.get("commit") or "unknown")
+    lines.append(f'<p class="dim">Measured {entry["measured"]}{speed}, commit {of}; took {entry["seconds"]} s.</p>')
     for drawing, caption in module.plots(entry["data"]):
         lines.append(f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>")
     rows = entry["figures"]
