@@ -46,6 +46,9 @@ final class CheckpointQueue: Sendable {
     lx_close(room)
   }
 
+  /// Whether nothing waits to be loaded.
+  var isIdle: Bool { state.withLock { $0.waiting.isEmpty && !$0.hasEnded } }
+
   /// An empty stage for the next checkpoint's pages.
   func stage() -> PageStage { state.withLock { $0.spare.popLast() } ?? PageStage() }
 

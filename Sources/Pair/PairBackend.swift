@@ -10,6 +10,8 @@ public enum Marking: Sendable {
   /// It says so of none.
   case none
   case unmarked
+  /// It has, and what it is made of has changed since the newest checkpoint.
+  case changed
   /// It has, but it is held: the secondary may take it for one that leaves early.
   case open
   /// Where it serves, it leaves early, and the secondary was told; where it follows, the primary's is likely to.
@@ -237,8 +239,8 @@ public final class PairBackend: FrameBackend {
         var marking = state.sources?.isUsed == true ? Marking.unmarked : .none
         if case .since(let checkpoint) = standing, let told = unsafe state.traffic.leavesEarly(bytes) {
           (early, marking) = ((checkpoint, told), .marked)
-        } else if let standing, standing != .changed {
-          marking = .open
+        } else if let standing {
+          marking = standing == .changed ? .changed : .open
         }
         switch unsafe gate.put(
           bytes, flow: parsed.key, inputGiven: state.forwards ? state.given : 0, early: early)

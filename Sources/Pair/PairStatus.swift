@@ -119,6 +119,17 @@ public struct PairStatus: Codable, Equatable, Sendable {
   public var receiveMicroseconds: Times?
   public var comparator: Comparator?
 
+  /// Frames that did not leave early, by why. Of a guest that marks none, all are missing here.
+  public struct NotEarly: Codable, Equatable, Sendable {
+    /// The guest has not said what they are made of: they may confirm a write.
+    public var unmarked: UInt64
+    /// What they are made of has changed since the newest checkpoint.
+    public var changed: UInt64
+    /// It is not known as yet what the newest checkpoint holds there.
+    public var unknown: UInt64
+  }
+  public var notEarly: NotEarly?
+
   /// Of a survivor: pieces that its primary had let out early and its own guest said alike, and connections it had to reset.
   public var survivor: Survivor?
 

@@ -16,6 +16,7 @@ extension PrimarySide {
       }
     }
     guard options.mode == .coloPlusPlus else { return }
+    markings.count(marking)
     if marking == .open { return unsafe ask(frame) }
     // What the secondary's guest has acknowledged with output that need not come, it does not say again.
     let parsed = unsafe Frame(frame, header: NetHeader.size)

@@ -56,6 +56,7 @@ public final class PrimarySide: PairTraffic {
   let peer: PeerWatch
   let meter = PairMeter()
   let early = EarlyTelling()
+  let markings = Markings()
   /// Of a survivor: what clients had been told early.
   let heritage = Mutex<EarlyWatch?>(nil)
   /// What checkpoints hold of what replies are made of; none where output does not leave early.

@@ -81,7 +81,10 @@ struct ReplySources {
     _ frame: Frame, _ bytes: UnsafeRawBufferPointer,
     _ body: (inout ReplySources, [Record], UnsafeRawBufferPointer) -> R?
   ) -> R? {
-    guard frame.kind == .tcp, !frame.payload.isEmpty else { return nil }
+    guard frame.kind == .tcp else { return nil }
+    // Of another connection of the same name.
+    if frame.flags.contains(.syn) { forget(frame.key) }
+    guard !frame.payload.isEmpty else { return nil }
     poll()
     guard !rings.isEmpty, frame.flags.isDisjoint(with: [.syn, .fin, .rst]), let place = flows.index(forKey: frame.key)
     else { return nil }
@@ -156,6 +159,8 @@ struct ReplySources {
     return unsafe memory.isCheckpointed(bytes, at: address) ? .since(0) : .changed
   }
 
+  private mutating func forget(_ flow: FlowKey) { count -= flows.removeValue(forKey: flow)?.count ?? 0 }
+
   // MARK: Rings
 
   private mutating func poll() {
@@ -216,10 +221,7 @@ struct ReplySources {
       flows.removeAll()
       count = 0
     }
-    if let known = flows[flow]?.count, known >= Self.perFlow {
-      count -= known
-      flows[flow] = nil
-    }
+    if let known = flows[flow]?.count, known >= Self.perFlow { forget(flow) }
     flows[flow, default: []].append(record)
     count += 1
   }

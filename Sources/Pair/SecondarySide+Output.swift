@@ -28,14 +28,15 @@ extension SecondarySide {
     } catch { channel.abandon() }
   }
 
-  /// How long the guest takes to leave the CPUs idle that it is to, for the figures: five milliseconds when it has not by then.
-  func timeShrinking(_ parts: Parts) {
+  /// How long the guest takes to leave the CPUs idle that it is to, for the figures: fifty milliseconds when it has not by then, or
+  /// until the next checkpoint is there.
+  func timeShrinking(_ parts: Parts, _ queue: CheckpointQueue) {
     let wanted = shrinker.withLock { $0.active }
     guard shrink.level == .guest, mode.compares, wanted < parts.machine.cpus, parts.registers.active != nil else {
       return
     }
     let start = parts.machine.resumedAt
-    while lx_monotonic_ns() - start < 5_000_000, parts.registers.active != wanted { usleep(50) }
-    meter.shrank(nanoseconds: min(lx_monotonic_ns() - start, 5_000_000))
+    while lx_monotonic_ns() - start < 50_000_000, queue.isIdle, parts.registers.active != wanted { usleep(50) }
+    meter.shrank(nanoseconds: min(lx_monotonic_ns() - start, 50_000_000))
   }
 }

@@ -311,7 +311,7 @@ public final class SecondarySide: PairTraffic {
         meter.loaded(last.epoch, nanoseconds: time)
         meter.rolledBack(pages: dirty.population)
         try channel.send(.loaded(epoch: last.epoch, nanoseconds: time))
-        timeShrinking(parts)
+        timeShrinking(parts, queue)
       } catch let error as ChannelError {
         // The receiving thread meets it as well; what is whole is loaded all the same.
         _ = error

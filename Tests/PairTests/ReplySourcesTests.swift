@@ -151,6 +151,13 @@ import VirtioLayout
     #expect(send("$hello", at: 0xffff_fffd) == 1)
   }
 
+  @Test mutating func anotherConnectionOfTheSameName_isNot() throws {
+    try tell("$hello", sources: Self.copied)
+    #expect(send("x", at: 900) == nil)
+    _ = send("", at: 999, flags: 0x12)
+    #expect(send("$hello") == nil)
+  }
+
   @Test mutating func endOfAConnection_isNot() throws {
     try tell("$hello", sources: Self.copied)
     #expect(send("$hello", flags: 17) == nil)

@@ -95,7 +95,8 @@ final class SecondaryService: EventHandler {
       guard case .waiting = phase else { return nil }
       let side = SecondarySide(refreshes: resources.refreshes, beats: resources.beats, shrink: resources.shrink)
       side.onRole = { tell("pair: now \($0.rawValue): \($1)") }
-      side.tellProgress { tell("pair: \($0)") }
+      // All that a secondary has to tell: its guest ended where the primary's has not.
+      side.tellProgress { [sink] in tell("pair: \($0); it said: …\(sink?.lastUnheard ?? "")") }
       phase = .following(side)
       return side
     }

@@ -7,6 +7,8 @@ import Synchronization
 final class SwitchedSink: ConsoleSink {
   private let sink: any ConsoleSink
   private let isOn: Atomic<Bool>
+  /// The end of what has gone nowhere: a guest that ends here only may have said why.
+  private let unheard = MemorySink(limit: 512)
 
   init(_ sink: any ConsoleSink, isOn: Bool) {
     self.sink = sink
@@ -33,5 +35,9 @@ final class SwitchedSink: ConsoleSink {
 
   var waitDescriptor: CInt? { sink.waitDescriptor }
 
-  func write(_ bytes: ArraySlice<UInt8>) -> Int { isOn.load(ordering: .acquiring) ? sink.write(bytes) : bytes.count }
+  func write(_ bytes: ArraySlice<UInt8>) -> Int {
+    isOn.load(ordering: .acquiring) ? sink.write(bytes) : unheard.write(bytes)
+  }
+
+  var lastUnheard: String { unheard.text }
 }

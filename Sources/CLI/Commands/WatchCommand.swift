@@ -55,6 +55,8 @@ struct WatchCommand: ParsableCommand {
   private struct Rates {
     var checkpoints: [String: UInt64] = [:]
     var bytesPerSecond: UInt64 = 0
+    /// Frames let out, by why they might leave.
+    var output: [(why: String, count: UInt64)] = []
 
     init(_ before: PairStatus?, _ now: PairStatus?, seconds: Double) {
       guard let before, let now, seconds > 0 else { return }
@@ -64,10 +66,25 @@ struct WatchCommand: ParsableCommand {
       }
       let (old, new) = (before.bytesSent ?? 0, now.bytesSent ?? 0)
       bytesPerSecond = UInt64(Double(new - min(old, new)) / seconds)
+      guard let held = now.held, let past = before.held else { return }
+      for (why, new, old) in [
+        ("at once", held.atOnce, past.atOnce), ("early", held.early, past.early), ("equal", held.equal, past.equal),
+        ("by checkpoints", held.checkpointed, past.checkpointed),
+      ] {
+        let count = UInt64(Double(new - min(old, new)) / seconds)
+        if count > 0 { output.append((why, count)) }
+      }
     }
 
     var lines: [String] {
-      ["", "each second: checkpoints \(StatusText.counts(checkpoints)); \(StatusText.bytes(bytesPerSecond)) sent"]
+      [
+        "", "each second: checkpoints \(StatusText.counts(checkpoints)); \(StatusText.bytes(bytesPerSecond)) sent",
+        "frames let out: \(frames)",
+      ]
+    }
+
+    private var frames: String {
+      output.isEmpty ? "none" : output.map { "\($0.count) \($0.why)" }.joined(separator: ", ")
     }
 
     func words(_ pair: PairStatus?) -> [String] {
@@ -78,6 +95,7 @@ struct WatchCommand: ParsableCommand {
       if let pauses = pair.pauseMicroseconds { words.append("pause \(StatusText.time(pauses.p50))") }
       if let pages = pair.dirtyPages { words.append("dirty \(pages.last)") }
       if let held = pair.held { words.append("held \(held.frames) (\(StatusText.time(held.oldestMicroseconds)))") }
+      words.append("out/s \(frames)")
       return words + ["\(StatusText.bytes(bytesPerSecond))/s"]
     }
   }

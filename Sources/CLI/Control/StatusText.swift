@@ -44,6 +44,11 @@ enum StatusText {
       let mean = time(held.meanMicroseconds)
       rows.append(("held for", "mean \(mean), longest \(time(held.longestMicroseconds))"))
     }
+    if let why = pair.notEarly, why.unmarked + why.changed + why.unknown > 0 {
+      rows.append(
+        ("not early", "\(why.unmarked) unmarked, \(why.changed) made of what has changed, \(why.unknown) not known yet")
+      )
+    }
     if let compared = pair.comparator {
       let frames = "\(compared.primaryFrames) and \(compared.secondaryFrames) frames"
       rows.append(("compared", frames + ", \(compared.mismatches) mismatches, \(compared.overflows) overflows"))

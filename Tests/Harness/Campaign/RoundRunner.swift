@@ -115,6 +115,10 @@ public struct RoundRunner {
       try victim.wait(
         for: blow.side == .primary ? "pair: now fenced" : "before this side could take over", timeout: 10)
       _ = try victim.waitForExit(timeout: 10)
+    case .spoilAt(let point) where point.hasPrefix("joining"):
+      // As above: the same two try again.
+      try pair.waitUntilProtected()
+      notes.append("joined again")
     case .delayAt, .spoilAt:
       usleep(1_500_000)
       try findWhoServes(pair, secondary)

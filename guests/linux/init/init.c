@@ -28,7 +28,7 @@ struct service {
 
 static struct service services[] = {
     {"redis", 6379, {"/usr/bin/redis-server", "/etc/redis.conf"}, 0, 0, NULL},
-    {"nginx", 80, {"/usr/sbin/nginx", "-c", "/etc/nginx.conf"}, 0, 0, NULL},
+    {"nginx", 80, {"/usr/sbin/nginx", "-c", "/etc/nginx.conf"}, 0, 0, "LD_PRELOAD=/lib/minivmm-nginx.so"},
     {"memcached", 11211, {"/usr/bin/memcached", "-u", "root", "-m", "32", "-t", "1", "-c", "256", "-U", "0", "-o", "no_modern"}, 0, 0,
      "LD_PRELOAD=/lib/minivmm-memcached.so"},
     {"locks", 0, {"/usr/bin/locks"}, 0, 0, NULL},

@@ -5,48 +5,11 @@
 // message is marked only if all of it is hits that answer all keys of the requests read last, and each hit is an item without
 // expiry which memory shows as it is answered. Misses depend on more than their bytes, and are never marked. Where the shim has
 // lost track of a connection's requests it marks nothing of it; after a flush_all, which changes answers and no item, nothing ever.
-#include "../init/sys.h"
-#include <fcntl.h>
+#include "pair.h"
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-#define SHOWN __attribute__((visibility("default")))
-extern SHOWN int *__errno_location(void);
-
-static long result(long r) {
-    if (r >= 0) return r;
-    *__errno_location() = (int)-r;
-    return -1;
-}
-
-// MARK: the device (drivers/misc/minivmm_pair.c)
-
-#define MOST_SOURCES 12
-#define NOT_COPIED UINT32_MAX
-
-struct source {
-    uint64_t address;
-    uint32_t length;
-    uint32_t offset; // in the reply
-};
-
-struct send {
-    uint64_t iov;
-    uint32_t iovCount;
-    int32_t socket;
-    uint32_t flags;
-    uint32_t sourceCount;
-    struct source sources[MOST_SOURCES];
-};
-
-#define PAIR_SEND (1u << 30 | (unsigned)sizeof(struct send) << 16 | 'M' << 8 | 1) // _IOW('M', 1, struct send)
-
-static int pair = -1;
 static volatile int refuses; // marks nothing any more
-
-__attribute__((constructor)) static void openPair(void) {
-    pair = (int)SYS_2(open, "/dev/minivmm-pair", O_RDWR | O_CLOEXEC);
-}
 
 static int marks(void) { return pair >= 0 && !refuses; }
 
