@@ -39,31 +39,24 @@ public enum Environment {
 public func run(
   _ program: String, _ arguments: [String] = [], input: String? = nil, timeout: TimeInterval = 30
 ) throws -> Outcome {
-  let process = Process()
-  process.executableURL = URL(filePath: "/usr/bin/env")
-  process.arguments = [program] + arguments
-  let (output, errors, stdin) = (Pipe(), Pipe(), Pipe())
-  process.standardOutput = output
-  process.standardError = errors
-  process.standardInput = input == nil ? FileHandle.nullDevice : stdin
-  try process.run()
-  if let input {
-    stdin.fileHandleForWriting.write(Data(input.utf8))
-    try stdin.fileHandleForWriting.close()
-  }
-  let killer = DispatchWorkItem { process.terminate() }
+  let (output, errors, stdin) = (try ChildPipe(), try ChildPipe(), try ChildPipe())
+  let child = try Child(
+    [program] + arguments, input: input == nil ? Child.nothing : stdin.reading, output: output.writing,
+    errors: errors.writing)
+  output.closeWriting()
+  errors.closeWriting()
+  if let input { stdin.write(input) }
+  stdin.closeWriting()
+  let killer = DispatchWorkItem { child.signal(SIGTERM) }
   DispatchQueue.global().asyncAfter(deadline: .now() + timeout, execute: killer)
   let box = TextBox()
   let group = DispatchGroup()
-  DispatchQueue.global().async(group: group) {
-    box.text = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-  }
-  let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-  process.waitUntilExit()
+  DispatchQueue.global().async(group: group) { box.text = errors.readToEnd() }
+  let text = output.readToEnd()
+  let status = child.wait()
   killer.cancel()
   group.wait()
-  return Outcome(
-    status: process.terminationReason == .exit ? process.terminationStatus : -1, output: text, errors: box.text)
+  return Outcome(status: max(status, -1), output: text, errors: box.text)
 }
 
 /// Written by one thread, read by another after it has waited for the first.

@@ -2,75 +2,88 @@ import Foundation
 
 /// A running minivmm with its console; ended when it goes.
 public final class Guest: @unchecked Sendable {
-  private let process = Process()
-  private let lock = NSCondition()
-  private var text = ""
-  private var ended = false
-  private let input = Pipe()
+  private let child: Child
+  private let transcript = Transcript()
+  private let input: ChildPipe
 
   /// Starts `minivmm ARGUMENTS`, inside `namespace` if there is one.
   public init(_ arguments: [String], in namespace: Namespace? = nil, binary: String = Environment.minivmm) throws {
-    process.executableURL = URL(filePath: "/usr/bin/env")
-    process.arguments = (namespace.map { ["ip", "netns", "exec", $0.name] } ?? []) + [binary] + arguments
-    let output = Pipe()
-    process.standardOutput = output
-    process.standardError = output
-    process.standardInput = input
-    output.fileHandleForReading.readabilityHandler = { [weak self] handle in
-      let data = handle.availableData
-      if data.isEmpty { handle.readabilityHandler = nil }
-      self?.lock.lock()
-      self?.text += String(decoding: data, as: UTF8.self)
-      self?.ended = data.isEmpty
-      self?.lock.broadcast()
-      self?.lock.unlock()
+    input = try ChildPipe()
+    let output = try ChildPipe()
+    child = try Child(
+      (namespace.map { ["ip", "netns", "exec", $0.name] } ?? []) + [binary] + arguments, input: input.reading,
+      output: output.writing, errors: output.writing)
+    output.closeWriting()
+    Thread.detachNewThread { [transcript] in
+      while case let part = output.read(), !part.isEmpty { transcript.append(part) }
+      transcript.append([])
     }
-    try process.run()
   }
 
   deinit {
-    if process.isRunning { kill(process.processIdentifier, SIGKILL) }
-    process.waitUntilExit()
+    child.signal(SIGKILL)
+    child.wait()
   }
 
-  public var console: String {
-    lock.lock()
-    defer { lock.unlock() }
-    return text
-  }
+  public var console: String { transcript.text }
 
   /// How often the console has shown this.
   public func count(of line: String) -> Int { console.ranges(of: line).count }
 
-  public var isRunning: Bool { process.isRunning }
+  public var isRunning: Bool { child.isRunning }
 
-  public var identifier: Int32 { process.processIdentifier }
+  public var identifier: Int32 { child.identifier }
 
   /// Types on the console.
-  public func type(_ line: String) { input.fileHandleForWriting.write(Data((line + "\n").utf8)) }
+  public func type(_ line: String) { input.write(line + "\n") }
 
   /// Waits until the console has shown `line`, so many times; fails with the console's end when it does not.
   public func wait(for line: String, times: Int = 1, timeout: TimeInterval) throws {
-    let deadline = Date(timeIntervalSinceNow: timeout)
-    lock.lock()
-    defer { lock.unlock() }
-    func isShown() -> Bool { times == 1 ? text.contains(line) : text.ranges(of: line).count >= times }
-    while !isShown() {
-      guard !ended, lock.wait(until: deadline) else {
-        if isShown() { return }
-        throw HarnessError(
-          "no '\(line)' on the console\(ended ? ", which ended" : " within \(timeout) s"): …\(text.suffix(600))")
-      }
+    guard transcript.wait(for: line, times: times, timeout: timeout) else {
+      throw HarnessError(
+        "no '\(line)' on the console\(transcript.hasEnded ? ", which ended" : " within \(timeout) s"): "
+          + "…\(console.suffix(600))")
     }
   }
 
   /// Waits for the process's own end; its exit code, or -signal.
   public func waitForExit(timeout: TimeInterval = 30) throws -> Int32 {
-    guard waitUntil(seconds: timeout, { !process.isRunning }) else {
+    guard waitUntil(seconds: timeout, { !child.isRunning }) else {
       throw HarnessError("minivmm did not end within \(timeout) s: …\(console.suffix(600))")
     }
-    return process.terminationReason == .exit ? process.terminationStatus : -process.terminationStatus
+    return child.wait()
   }
 
-  public func signal(_ number: Int32) { kill(process.processIdentifier, number) }
+  public func signal(_ number: Int32) { child.signal(number) }
+}
+
+/// What a program has said so far: one thread adds, any may ask.
+private final class Transcript: @unchecked Sendable {
+  private let lock = NSCondition()
+  private var said = ""
+  private var ended = false
+
+  var text: String { lock.withLock { said } }
+  var hasEnded: Bool { lock.withLock { ended } }
+
+  /// Adds what came; nothing is the end.
+  func append(_ part: [UInt8]) {
+    lock.withLock {
+      said += String(decoding: part, as: UTF8.self)
+      ended = part.isEmpty
+      lock.broadcast()
+    }
+  }
+
+  /// False when `line` was not said so often before the end or the time-out, in seconds.
+  func wait(for line: String, times: Int, timeout: TimeInterval) -> Bool {
+    let deadline = Date(timeIntervalSinceNow: timeout)
+    return lock.withLock {
+      func isSaid() -> Bool { times == 1 ? said.contains(line) : said.ranges(of: line).count >= times }
+      while !isSaid() {
+        guard !ended, lock.wait(until: deadline) else { return isSaid() }
+      }
+      return true
+    }
+  }
 }

@@ -56,13 +56,10 @@ extension Integration {
       let path = FileManager.default.temporaryDirectory.appending(path: "minivmm-socket-\(getpid())").path
       // A relay between a tap and the socket: frames behind their length, 4 bytes big-endian.
       let relay = Environment.root.appending(path: "Tests/Harness/relay.py").path
-      let process = Process()
-      process.executableURL = URL(filePath: "/usr/bin/env")
-      process.arguments = ["ip", "netns", "exec", space.name, "python3", relay, space.tap, path]
-      try process.run()
+      let process = try Child(["ip", "netns", "exec", space.name, "python3", relay, space.tap, path])
       defer {
-        process.terminate()
-        process.waitUntilExit()
+        process.signal(SIGTERM)
+        process.wait()
       }
       try #require(waitUntil { FileManager.default.fileExists(atPath: path) })
       let guest = try Guest(Self.lab + ["--net", "socket=\(path)"], in: space)

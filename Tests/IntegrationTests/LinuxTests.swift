@@ -111,13 +111,10 @@ extension Integration {
       defer { try? FileManager.default.removeItem(atPath: target) }
       try fetchStartOfLargeFile(to: target, space)
 
-      let download = Process()
-      download.executableURL = URL(filePath: "/usr/bin/env")
-      download.arguments = [
+      let download = try Child([
         "ip", "netns", "exec", space.name, "curl", "-s", "--max-time", "120", "--limit-rate", "200k", "-o", target,
         "http://\(Namespace.guest)/1MiB.txt",
-      ]
-      try download.run()
+      ])
       let isUnderWay = waitUntil(seconds: 30) {
         ((try? FileManager.default.attributesOfItem(atPath: target)[.size] as? Int) ?? 0) > 100_000
       }
@@ -128,8 +125,7 @@ extension Integration {
       _ = try first.waitForExit()
       let second = try Guest(
         ["restore", file, "--disk", disk, "--net", "tap=\(space.tap)", "--control", control], in: space)
-      download.waitUntilExit()
-      #expect(download.terminationStatus == 0)
+      #expect(download.wait() == 0)
       #expect(
         try run("sha256sum", [target]).output.hasPrefix(try Self.checksum(of: "1MiB.txt")), "damaged by the restore")
       #expect(try space.inside("redis-cli", ["-h", Namespace.guest, "get", "k"], timeout: 60) == "linux\n")

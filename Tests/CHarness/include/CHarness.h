@@ -1,6 +1,11 @@
 // What the test harness needs of Linux that Swift can't call.
 #pragma once
+#include <spawn.h>
 #include <stdint.h>
+
+// glibc shows these under _GNU_SOURCE alone.
+int pipe2(int ends[2], int flags);
+int posix_spawn_file_actions_addclosefrom_np(posix_spawn_file_actions_t *actions, int from);
 
 /// A socket made inside a network namespace (`path` such as /run/netns/x) and left connected to address:port; -errno on
 /// failure. `type` is SOCK_STREAM, SOCK_DGRAM, or SOCK_RAW for ICMPv6 echo replies. The calling thread is back in its own namespace afterwards.
