@@ -38,10 +38,10 @@ extension Machine {
     return (state, report)
   }
 
-  /// Puts the machine where a checkpoint stands: RAM back to the checkpoint before, then forward by `stages`, oldest first; then the
-  /// machine state. Its RAM rolls back (``GuestMemory/rollsBack``). A machine that runs is paused, and stays so.
+  /// Puts the machine where a checkpoint stands: the checkpoint's RAM forward by `stages`, oldest first, and the guest's view back
+  /// to it; then the machine state. Its RAM rolls back (``GuestMemory/rollsBack``). A machine that runs is paused, and stays so.
   /// - Parameters:
-  ///   - dirty: the scratch set; emptied.
+  ///   - dirty: emptied, then filled with what was put back.
   ///   - clock: a secondary in step goes on where the primary stood.
   public func load(
     _ stages: [PageStage], state: [UInt8], dirty: inout PageSet, refreshing: Bool, clock: ClockPolicy
@@ -55,16 +55,19 @@ extension Machine {
     } else {
       try harvestDirtyPages(into: &dirty)
     }
-    let failure = memory.rollBack(dirty)
-    guard failure == 0 else { throw .memory(.system(operation: "madvise", errno: failure)) }
     for stage in stages {
       for (index, page) in stage.pages.enumerated() {
         let contents = unsafe UnsafeRawBufferPointer(stage.contents(index))
         guard unsafe memory.setCheckpointPage(page, contents) else {
           throw .wrongPhase("a checkpoint page outside guest RAM")
         }
+        // Its view may be a copy that no log has: KVM makes it before it lets the guest write, and a guest that is stopped in
+        // between has not written. Such a copy is as good as the page, until that changes.
+        dirty.insert(page)
       }
     }
+    let failure = memory.rollBack(dirty)
+    guard failure == 0 else { throw .memory(.system(operation: "madvise", errno: failure)) }
     try restore(state, clock: clock)
     // What restoring wrote (rings, interrupt status) is the guest's own again.
   }

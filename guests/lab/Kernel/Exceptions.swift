@@ -31,6 +31,25 @@ func reportAssertion(_ message: UnsafePointer<CChar>) {
       $0.text("lab: assertion failed: ")
       $0.raw(text, strlen(message))
     }
+    reportCallers()
   }
   Machine.crashed()
+}
+
+/// What looks like a return address on the stack: who called, innermost first, with some that called before.
+private func reportCallers() {
+  let code = text_start_address()..<text_end_address()
+  var (at, left) = (cpu_stack_pointer(), 20)
+  Console.line {
+    $0.text("lab: callers")
+    for _ in 0..<400 where left > 0 {
+      let word = load64(physical(at))
+      if code.contains(word) {
+        $0.text(" ")
+        $0.hex(word)
+        left -= 1
+      }
+      at += 8
+    }
+  }
 }

@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 // boot/start.S and boot/stubs.S
-extern uint8_t image_end[];
+extern uint8_t image_end[], text_start[], text_end[];
 extern uint8_t ring0_pages[];
 extern uint64_t idt[];
 extern uint64_t exception_table[];
@@ -18,6 +18,8 @@ void interrupt_spurious(void);
 uint64_t ring0_call(uint64_t number, uint64_t a, uint64_t b, uint64_t c);
 
 static inline uint64_t image_end_address(void) { return (uint64_t)image_end; }
+static inline uint64_t text_start_address(void) { return (uint64_t)text_start; }
+static inline uint64_t text_end_address(void) { return (uint64_t)text_end; }
 static inline uint64_t ring0_page_address(uint32_t cpu) { return (uint64_t)ring0_pages + 4096ull * cpu; }
 static inline uint64_t idt_address(void) { return (uint64_t)idt; }
 static inline uint64_t exception_stub_address(uint32_t vector) { return exception_table[vector]; }
@@ -37,6 +39,11 @@ static inline uint64_t cpu_tsc(void) {
   return (uint64_t)high << 32 | low;
 }
 static inline void cpu_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline uint64_t cpu_stack_pointer(void) {
+  uint64_t value;
+  __asm__ volatile("movq %%rsp, %0" : "=r"(value));
+  return value;
+}
 /// a * b / 2^32 without overflow in between.
 static inline uint64_t multiply_shift32(uint64_t a, uint32_t b) {
   return (uint64_t)(((unsigned __int128)a * b) >> 32);
