@@ -48,9 +48,6 @@ public struct PairStatus: Codable, Equatable, Sendable {
     public var contradicted: UInt64
     /// Times that the gate was full.
     public var refused: UInt64
-    /// How long frames that did not leave at once were held.
-    public var meanMicroseconds: Double
-    public var longestMicroseconds: Double
 
     init(_ gate: OutputGate) {
       let (waiting, counters) = (gate.waiting, gate.counters)
@@ -63,9 +60,6 @@ public struct PairStatus: Codable, Equatable, Sendable {
       early = counters.early
       contradicted = counters.contradicted
       refused = counters.refused
-      let waited = counters.equal + counters.checkpointed + counters.early
-      meanMicroseconds = waited == 0 ? 0 : PairStatus.microseconds(counters.heldTime / waited)
-      longestMicroseconds = PairStatus.microseconds(counters.longestHeld)
     }
   }
 
@@ -113,6 +107,9 @@ public struct PairStatus: Codable, Equatable, Sendable {
   /// To all secondaries so far.
   public var bytesSent: UInt64?
   public var held: Held?
+  /// How long frames were held that have been let out, and what 0, 5, 10, … 100 % of them did not exceed.
+  public var heldMicroseconds: Times?
+  public var heldSpreadMicroseconds: [Double]?
   /// From a frame of input to its acknowledgement; of one frame at a time.
   public var lagMicroseconds: Times?
   /// From the end of a checkpoint's pause until the secondary has all of it.

@@ -15,6 +15,11 @@ extension PrimarySide: PairSide {
     meter.fill(primary: &status, bytesSent: sent)
     status.activeCPUs = registers.withLock { $0?.active }
     status.held = PairStatus.Held(gate)
+    let times = gate.times
+    status.heldMicroseconds = PairStatus.Times(times)
+    status.heldSpreadMicroseconds = stride(from: 0, through: 100, by: 5).map {
+      PairStatus.microseconds(times.quantile(Double($0) / 100))
+    }
     let counters = comparison.withLock { $0.comparator.counters }
     status.comparator = PairStatus.Comparator(
       primaryFrames: counters.primaryFrames, secondaryFrames: counters.secondaryFrames,

@@ -103,9 +103,9 @@ extension Integration {
         "pauseMicroseconds": ["p50", "p99", "max", "count"], "dirtyPages": ["last", "p50", "p99", "max"],
         "held": [
           "frames", "bytes", "oldestMicroseconds", "atOnce", "early", "contradicted", "equal", "checkpointed",
-          "refused", "meanMicroseconds",
-          "longestMicroseconds",
+          "refused",
         ],
+        "heldMicroseconds": ["p50", "p99", "max", "count"],
         "lagMicroseconds": ["p50", "p99", "max", "count"], "receiveMicroseconds": ["p50", "p99", "max", "count"],
         "loadMicroseconds": ["p50", "p99", "max", "count"],
         "comparator": ["primaryFrames", "secondaryFrames", "mismatches", "overflows"],

@@ -1,4 +1,4 @@
-import Pair
+import Replication
 import Testing
 
 @Suite("Histogram") struct HistogramTests {

@@ -183,8 +183,8 @@ import Testing
     wire.time.withLock { $0 = 100 }
     #expect(gate.waiting.oldest == 100)
     gate.received(gate.cut())
-    #expect(gate.counters.heldTime == 160)
-    #expect(gate.counters.longestHeld == 100)
+    #expect(gate.counters.waitedTime == 160)
+    #expect(gate.times.count == 2 && gate.times.quantile(0.5) == 60 && gate.times.max == 100)
   }
 
   // MARK: Early

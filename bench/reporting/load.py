@@ -65,12 +65,13 @@ def figures(data):
         status, name = result["status"], modes.name(mode)
         taken = ", ".join(f"{cause} {count}" for cause, count in status["checkpoints"].items() if count)
         samples, pauses, held = result["samples"], status["pauseMicroseconds"], status["held"]
+        times = status["heldMicroseconds"]
         count = sum(samples[-1]["checkpoints"].values()) - sum(samples[0]["checkpoints"].values())
         rows.append(Row(f"kv95_checkpoints_per_second_{name}", count / (samples[-1]["at"] - samples[0]["at"]), "/s", taken, 1))
         rows.append(Row(f"kv95_pause_p99_ms_{name}", pauses["p99"] / 1000, "ms", f"p50 {pauses['p50'] / 1000:.2f} ms, longest "
                         f"{pauses['max'] / 1000:.2f} ms, {pauses['count']} pauses", 1))
-        rows.append(Row(f"kv95_held_mean_ms_{name}", held["meanMicroseconds"] / 1000, "ms", f"longest "
-                        f"{held['longestMicroseconds'] / 1000:.1f} ms; frames at once {held['atOnce']}, early {held['early']}, "
+        rows.append(Row(f"kv95_held_p50_ms_{name}", times["p50"] / 1000, "ms", f"p99 {times['p99'] / 1000:.1f}, longest "
+                        f"{times['max'] / 1000:.1f} ms; frames at once {held['atOnce']}, early {held['early']}, "
                         f"equal {held['equal']}, with a checkpoint {held['checkpointed']}", 1))
     return rows
 
@@ -96,7 +97,7 @@ def plots(data):
         for times, marks in ((status["pauseMicroseconds"], pauses), (status["receiveMicroseconds"], lags)):
             marks.append((mode, [times[what] / 1000 for what in ("p50", "p99", "max")], ""))
         out = status["held"]
-        held.append((mode, [out["meanMicroseconds"] / 1000, out["longestMicroseconds"] / 1000], ""))
+        held.append((mode, [each / 1000 for each in status["heldSpreadMicroseconds"]]))
         ways.append((mode, [(colour, out[key], label) for key, label, colour in WAYS]))
     return [
         (svg_time.rates("Checkpoints by cause", "a second, over time, while clients load the store", [
@@ -108,9 +109,8 @@ def plots(data):
                        [("guest stands still", pauses), ("secondary has received it", lags)], "milliseconds",
                        ("p50", "p99", "longest"), width=620),
          "What <code>status</code> keeps of each: median, 99th percentile, longest, since the pair began."),
-        (svg.quantiles("Held output", "of frames that did not leave at once; log scale", [("held", held)], "milliseconds",
-                       ("mean", "longest"), width=400) +
+        (svg_time.spread("Held output", "share of frames that were held no longer; log scale", held, "ms", width=440) +
          svg_time.shares("Why output left", "share of all frames since the pair began", ways, width=520),
-         "Frames that left <i>early</i> waited for the secondary to have the request, not for its reply. The mean is over "
-         "frames that were held; the longest ones are held when the pair is made."),
+         "Frames that left <i>early</i> waited for the secondary to have the request, not for its reply. The "
+         "longest ones are held when the pair is made."),
     ]

@@ -1,4 +1,6 @@
-"""The report's other plots: over time, shares, and two things beside each other."""
+"""The report's other plots: over time, shares, how something is spread, and two things beside each other."""
+
+import math
 
 from reporting.modes import COLOURS
 from reporting.svg import Canvas, Frame, number
@@ -50,6 +52,33 @@ def shares(title, subtitle, lanes, width=520):
         y = 80 + len(lanes) * 52 + 20 + index * 22
         canvas.box(80, y - 10, 11, 11, colour)
         canvas.text(98, y, label)
+    return canvas.svg()
+
+
+def spread(title, subtitle, curves, unit, width=860):
+    """What share of all is at most so much: a curve for each mode, of values at even steps from 0 to 100 %; log scale."""
+    canvas = Canvas(width, 380, title, subtitle)
+    values = [value for _, each in curves for value in each if value > 0]
+    if not values:
+        canvas.text(16, 90, "nothing was measured", "dim")
+        return canvas.svg()
+    frame = Frame(canvas, 74, 92, width - 22, 330, 0, 100, "% of all", ticks=4)
+    canvas.legend(74, 70, [(mode, COLOURS[mode]) for mode, _ in curves])
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
+
+    def x(value):
+        part = (math.log10(max(value, min(values))) - low) / (high - low)
+        return frame.left + part * (frame.right - frame.left)
+    for power in range(low, high + 1):
+        canvas.line(x(10 ** power), frame.top, x(10 ** power), frame.bottom, "grid")
+        canvas.text(x(10 ** power), frame.bottom + 17, f"{number(10 ** power)} {unit}", "dim",
+                    "end" if power == high else "middle")
+    for mode, each in curves:
+        step = 100 / (len(each) - 1)
+        for index, (before, after) in enumerate(zip(each, each[1:])):
+            canvas.line(x(before), frame.y(index * step), x(after), frame.y((index + 1) * step), colour=COLOURS[mode], width=2)
+        for index, value in enumerate(each):
+            canvas.dot(x(value), frame.y(index * step), 3, COLOURS[mode], f"{mode}: {index * step:.0f} % within {value:.3g} {unit}")
     return canvas.svg()
 
 

@@ -41,9 +41,8 @@ enum StatusText {
       rows.append(("held now", now))
       let left = "\(held.atOnce) at once, \(held.early) early, \(held.equal) equal, \(held.checkpointed) by checkpoints"
       rows.append(("let out", left + ", \(held.refused) refused, \(held.contradicted) contradicted"))
-      let mean = time(held.meanMicroseconds)
-      rows.append(("held for", "mean \(mean), longest \(time(held.longestMicroseconds))"))
     }
+    if let held = pair.heldMicroseconds { rows.append(("held for", times(held))) }
     if let why = pair.notEarly, why.unmarked + why.changed + why.unknown > 0 {
       rows.append(
         ("not early", "\(why.unmarked) unmarked, \(why.changed) made of what has changed, \(why.unknown) not known yet")

@@ -50,6 +50,8 @@ extension OutputGate {
     /// Those below have been found overdue once.
     var asked: UInt64 = 0
     var counters = Counters()
+    /// How long those were held that were let out, in nanoseconds.
+    var times = Histogram()
 
     subscript(_ token: UInt64) -> Held {
       _read { yield ring[Int(token & UInt64(ring.count - 1))] }

@@ -8,10 +8,7 @@ extension OutputGate {
     /// Frames that left before the secondary had said as much, and differences found in their flows afterwards.
     public var early: UInt64 = 0
     public var contradicted: UInt64 = 0
-    /// Nanoseconds that released frames were held: sum and longest.
-    public var heldTime: UInt64 = 0
-    public var longestHeld: UInt64 = 0
-    /// The sum of those that did not leave early.
+    /// Nanoseconds that frames were held which did not leave early: the sum.
     public var waitedTime: UInt64 = 0
     /// Frames refused because the gate was full; their guest sends them again later.
     public var refused: UInt64 = 0

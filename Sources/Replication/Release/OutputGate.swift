@@ -260,6 +260,8 @@ public final class OutputGate: Sendable {
   }
 
   public var counters: Counters { state.withLock { $0.counters } }
+  /// How long frames were held that have been let out, in nanoseconds.
+  public var times: Histogram { state.withLock { $0.times } }
   /// Frames waiting, and how long the oldest has, in nanoseconds.
   public var waiting: (frames: Int, bytes: Int, oldest: UInt64) {
     state.withLock { state in
@@ -358,15 +360,16 @@ public final class OutputGate: Sendable {
   ) {
     if mode == .none {
       state.counters.atOnce += 1
-    } else if verdict == .releaseEarly {
+      return
+    }
+    state.times.record(time)
+    if verdict == .releaseEarly {
       state.counters.early += 1
     } else if facts.epoch <= state.secondary.received {
       state.counters.checkpointed += 1
     } else {
       state.counters.equal += 1
     }
-    state.counters.heldTime += time
     if verdict != .releaseEarly { state.counters.waitedTime += time }
-    state.counters.longestHeld = max(state.counters.longestHeld, time)
   }
 }
