@@ -30,9 +30,9 @@ def boot(options, names, disk, words="", extra=()):
     return minivmm(options, kernel, words, MEMORY_MIB, ["--initrd", initrd, "--disk", disk, *extra])
 
 
-def guest(options, names, disk):
+def guest(options, names, disk, words=""):
     """The same for a pair, which says itself how much memory and which card there is."""
-    words = iter(boot(options, names, disk, NETWORK)[2:])
+    words = iter(boot(options, names, disk, f"{NETWORK} {words}")[2:])
     return [word for word in words if word != "--memory" or not next(words)]
 
 

@@ -1,18 +1,26 @@
-"""A secondary that takes less of its host: three vCPUs on one spinlock beside one with the store, both sides on both cores."""
+"""A secondary that takes less of its host: vCPUs at one lock, on both sides, both sides on both cores."""
 
 import json
+import re
+import tempfile
+import time
 
 import network
+from machine import GuestFailed
 from measure import Row, median
 from pair import Pair, cpu_seconds, lab, settle
+from topics import linux
 
 NAME = "shrink"
 LEVELS = ("off", "host", "guest")
-ROWS = ["secondary_cpu_shrink_vs_off", "secondary_cpu_host_vs_off", "shrink_throughput_vs_off", "host_throughput_vs_off"]
+ROWS = ["secondary_cpu_shrink_vs_off", "secondary_cpu_host_vs_off", "shrink_throughput_vs_off", "host_throughput_vs_off",
+        "linux_secondary_cpu_shrink_vs_off", "linux_secondary_cpu_host_vs_off", "linux_locks_shrink_vs_off",
+        "linux_locks_host_vs_off"]
 
 
 def measure(options, space, level, seconds):
-    """CPU milliseconds of the secondary for each reply that clients got, and replies a second."""
+    """Three vCPUs of the lab guest on a spinlock beside one with the store: CPU milliseconds of the secondary for each reply that
+    clients got, and replies a second."""
     words = f"service=kv,burn burn=seconds:{seconds + 60},inside:50,outside:500,spare:1"
     follower = ("--shrink", level, "--shrink-to", "1")
     guest = [*lab(options, words), "--cpus", "4"]
@@ -26,13 +34,51 @@ def measure(options, space, level, seconds):
     return {"cost": 1000 * used / load["replies"], "rate": load["per_second"], "p99": load["p99"] / 1000}
 
 
+def measure_linux(options, space, names, level, seconds):
+    """Four threads of a Linux guest with four vCPUs at one mutex: how often the primary's take it in a second, and how much of
+    the host's CPUs the secondary takes."""
+    with tempfile.TemporaryDirectory(prefix="minivmm-bench-") as folder:
+        disk = f"{folder}/root.img"
+        guest = [*linux.guest(options, names, disk, "minivmm.services=locks"), "--cpus", "4"]
+        follower = ("--shrink", level, "--shrink-to", "1")
+        with Pair(options, space, "colo++", guest, linux.MEMORY_MIB, disk=disk, follower=follower, shared=True) as pair:
+            pair.wait_until_protected(linux.SERVING, 240)
+            settle(3)
+            before, said = cpu_seconds(pair.secondary.process), len(pair.primary.text)
+            time.sleep(seconds)
+            used = cpu_seconds(pair.secondary.process) - before
+            lines = [int(each) for each in re.findall(r"locks: (\d+)\r?\n", pair.primary.text[said:])]
+    if not lines:
+        raise GuestFailed(f"--shrink {level}: the Linux guest took no lock within {seconds} s")
+    rate = sum(lines) / len(lines)
+    return {"cpu": used / seconds, "rate": rate}
+
+
 def run(options):
     results = {level: [] for level in LEVELS}
+    in_linux = {level: [] for level in LEVELS}
+    names, reason = linux.files(options)
     with network.Bridge() as space:
         for _ in range(1 if options.quick else 3):
             for level in LEVELS:
                 results[level].append(measure(options, space, level, 4 if options.quick else 8))
-    return rows(results)
+                if names:
+                    in_linux[level].append(measure_linux(options, space, names, level, 8 if options.quick else 20))
+    return rows(results) + (linux_rows(in_linux) if names else [Row(name, None, "", reason) for name in ROWS[4:]])
+
+
+def linux_rows(results):
+    count = len(results["off"])
+
+    def row(name, level, what, tell):
+        mine, off = (median(each[what] for each in results[which]) for which in (level, "off"))
+        return Row(name, median(a[what] / b[what] for a, b in zip(results[level], results["off"])), "×",
+                   f"{level}: {tell(mine)}; off {tell(off)}", count)
+
+    return [row(f"linux_secondary_cpu_{name}_vs_off", level, "cpu", lambda value: f"{value:.2f} CPUs of the host")
+            for name, level in (("shrink", "guest"), ("host", "host"))] + [
+            row(f"linux_locks_{name}_vs_off", level, "rate", lambda value: f"{value:.0f} locks/s of the primary")
+            for name, level in (("shrink", "guest"), ("host", "host"))]
 
 
 def rows(results):
