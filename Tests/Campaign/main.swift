@@ -33,4 +33,23 @@ while let name = arguments.popFirst() {
   }
 }
 guard Environment.isRoot, Environment.hasKVM else { refuse("a campaign needs root and /dev/kvm") }
-exit(campaign.run().isEmpty ? 0 : 1)
+
+// An interrupted campaign leaves no machine and no namespace.
+let interrupted = DispatchSemaphore(value: 0)
+let sources = [SIGINT, SIGTERM].map { number in
+  signal(number, SIG_IGN)
+  let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
+  source.setEventHandler {
+    interrupted.signal()
+    Child.killAll()
+  }
+  source.resume()
+  return source
+}
+var wasInterrupted = false
+campaign.isInterrupted = {
+  wasInterrupted = wasInterrupted || interrupted.wait(timeout: .now()) == .success
+  return wasInterrupted
+}
+let failures = campaign.run()
+exit(wasInterrupted ? 130 : failures.isEmpty ? 0 : 1)

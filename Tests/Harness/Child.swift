@@ -9,6 +9,7 @@ public final class Child: @unchecked Sendable {
   private let lock = NSLock()
   /// Exit code, or -signal.
   private var status: Int32?
+  private static let living = Living()
 
   /// Starts a program found in $PATH, with these descriptors as its standard ones.
   public init(_ arguments: [String], input: Int32 = Child.nothing, output: Int32 = 1, errors: Int32 = 2) throws {
@@ -20,14 +21,14 @@ public final class Child: @unchecked Sendable {
     }
     posix_spawn_file_actions_addclosefrom_np(&actions, 3)
 
-    // Dispatch's workers block signals, and the tests ignore SIGPIPE: a child inherits neither.
+    // Dispatch's workers block signals, tests and campaigns ignore some: a child inherits neither.
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)
     defer { posix_spawnattr_destroy(&attributes) }
     var (blocked, reset) = (sigset_t(), sigset_t())
     sigemptyset(&blocked)
     sigemptyset(&reset)
-    sigaddset(&reset, SIGPIPE)
+    for ignored in [SIGPIPE, SIGINT, SIGTERM] { sigaddset(&reset, ignored) }
     posix_spawnattr_setsigmask(&attributes, &blocked)
     posix_spawnattr_setsigdefault(&attributes, &reset)
     posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
@@ -40,6 +41,12 @@ public final class Child: @unchecked Sendable {
       throw HarnessError("cannot start \(arguments[0]): \(String(cString: strerror(failure)))")
     }
     identifier = child
+    Self.living.change { $0.insert(child) }
+  }
+
+  /// Kills all there are: what waits for them fails, and tidies up.
+  public static func killAll() {
+    living.change { for child in $0 { kill(child, SIGKILL) } }
   }
 
   /// /dev/null, to read from.
@@ -60,9 +67,13 @@ public final class Child: @unchecked Sendable {
 
   private func reap() -> Int32? {
     lock.withLock {
-      var word: Int32 = 0
-      if status == nil && waitpid(identifier, &word, WNOHANG) == identifier {
-        status = word & 0x7f == 0 ? word >> 8 & 0xff : -(word & 0x7f)
+      // An identifier that is not waited for any more may be another's.
+      Self.living.change { living in
+        var word: Int32 = 0
+        if status == nil && waitpid(identifier, &word, WNOHANG) == identifier {
+          status = word & 0x7f == 0 ? word >> 8 & 0xff : -(word & 0x7f)
+          living.remove(identifier)
+        }
       }
       return status
     }
@@ -72,6 +83,13 @@ public final class Child: @unchecked Sendable {
   public func signal(_ number: Int32) {
     if isRunning { kill(identifier, number) }
   }
+}
+
+private final class Living: @unchecked Sendable {
+  private let lock = NSLock()
+  private var identifiers: Set<pid_t> = []
+
+  func change(_ body: (inout Set<pid_t>) -> Void) { lock.withLock { body(&identifiers) } }
 }
 
 /// A pipe whose ends no child inherits unasked.

@@ -11,6 +11,9 @@ public struct Campaign {
 
   public init() {}
 
+  /// Asked after each round: whether it is to end there.
+  public var isInterrupted: () -> Bool = { false }
+
   /// Plays them all, and prints a line for each.
   /// - Returns: what failed, a text for each round.
   public func run() -> [String] {
@@ -21,6 +24,10 @@ public struct Campaign {
       let folder = FileManager.default.temporaryDirectory.appending(path: name)
       var runner = RoundRunner(round, guest: guest, folder: folder)
       let result = runner.run()
+      if isInterrupted() {
+        try? FileManager.default.removeItem(at: folder)
+        break
+      }
       print("round \(number + 1) seed \(round.seed): \(round.description)\(result.summary)")
       fflush(nil)
       guard !result.failures.isEmpty else {
