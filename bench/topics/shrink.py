@@ -44,9 +44,11 @@ def measure_linux(options, space, names, level, seconds):
         with Pair(options, space, "colo++", guest, linux.MEMORY_MIB, disk=disk, follower=follower, shared=True) as pair:
             pair.wait_until_protected(linux.SERVING, 240)
             settle(3)
+            pair.primary.tail()  # reads what it has said
             before, said = cpu_seconds(pair.secondary.process), len(pair.primary.text)
             time.sleep(seconds)
             used = cpu_seconds(pair.secondary.process) - before
+            pair.primary.tail()
             lines = [int(each) for each in re.findall(r"locks: (\d+)\r?\n", pair.primary.text[said:])]
     if not lines:
         raise GuestFailed(f"--shrink {level}: the Linux guest took no lock within {seconds} s")
