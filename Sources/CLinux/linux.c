@@ -202,6 +202,13 @@ static void tcp_prompt(int fd) {
   setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
 }
 
+int lx_closed_first(int fd) {
+  int high = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 512);
+  if (high < 0) return fd;
+  close(fd);
+  return high;
+}
+
 static int open_socket(const char *address, int type, int listens) {
   char host[256];
   const char *port;
@@ -218,7 +225,7 @@ static int open_socket(const char *address, int type, int listens) {
     if (listens && type == SOCK_STREAM) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (listens ? bind(fd, each->ai_addr, each->ai_addrlen) == 0 && (type == SOCK_DGRAM || listen(fd, 4) == 0)
                 : connect(fd, each->ai_addr, each->ai_addrlen) == 0) {
-      result = fd;
+      result = lx_closed_first(fd);
       break;
     }
     result = -errno;
@@ -247,7 +254,7 @@ int lx_tcp_accept(int fd) {
   int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
   if (accepted < 0) return -errno;
   tcp_prompt(accepted);
-  return accepted;
+  return lx_closed_first(accepted);
 }
 
 int lx_local_port(int fd) {

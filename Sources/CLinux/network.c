@@ -16,6 +16,7 @@ int lx_tap_open(const char *name, int *step) {
   *step = 0;
   int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return -errno;
+  fd = lx_closed_first(fd);
   struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
   int header_size = 12;
   *step = 1;

@@ -162,8 +162,10 @@ final class PeerWatch: Sendable {
         return (state.roles.term, state.isLost || isStuck || isDead)
       }
       if over { return isDead() }
-      if (try? channel.send(.heartbeat(term: term, sequence: number))) == nil { channel.close() }
       if beats?.send(.init(term: term, hasLeft: false)) == false { state.withLock { $0.detector.ended(path: 1) } }
+      // Another thread's work: whatever else waits there to be sent must not keep this one from its beat.
+      if (try? channel.post(.heartbeat(term: term, sequence: number))) == nil { channel.close() }
+      channel.wakeSender()
       last = now
       number += 1
       listen(until: now + Self.heartbeat)

@@ -94,7 +94,7 @@ private final class Living: @unchecked Sendable {
 
 /// A pipe whose ends no child inherits unasked.
 final class ChildPipe: @unchecked Sendable {
-  let reading: Int32
+  private(set) var reading: Int32
   private(set) var writing: Int32
 
   init() throws {
@@ -105,11 +105,16 @@ final class ChildPipe: @unchecked Sendable {
   }
 
   deinit {
-    close(reading)
+    closeReading()
     closeWriting()
   }
 
   private static let ignoresBrokenPipes: Void = { Foundation.signal(SIGPIPE, SIG_IGN) }()
+
+  func closeReading() {
+    if reading >= 0 { close(reading) }
+    reading = -1
+  }
 
   func closeWriting() {
     if writing >= 0 { close(writing) }

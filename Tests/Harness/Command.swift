@@ -43,6 +43,7 @@ public func run(
   let child = try Child(
     [program] + arguments, input: input == nil ? Child.nothing : stdin.reading, output: output.writing,
     errors: errors.writing)
+  stdin.closeReading()
   output.closeWriting()
   errors.closeWriting()
   if let input { stdin.write(input) }

@@ -13,6 +13,7 @@ public final class Guest: @unchecked Sendable {
     child = try Child(
       (namespace.map { ["ip", "netns", "exec", $0.name] } ?? []) + [binary] + arguments, input: input.reading,
       output: output.writing, errors: output.writing)
+    input.closeReading()
     output.closeWriting()
     Thread.detachNewThread { [transcript] in
       while case let part = output.read(), !part.isEmpty { transcript.append(part) }

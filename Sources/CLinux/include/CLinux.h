@@ -85,6 +85,9 @@ uint64_t lx_realtime_ns(void);
 int lx_getrandom(void *buffer, size_t count);
 
 // --- network
+/// The same descriptor by a number of at least 512, where there is one. Of a process that is killed the kernel closes high numbers
+/// first; KVM's take it tens of milliseconds. Until then a tap swallows its guest's frames, and a peer sees no end.
+int lx_closed_first(int fd);
 /// Opens /dev/net/tun and attaches to tap `name` with IFF_NO_PI | IFF_VNET_HDR, header size 12, non-blocking.
 /// Returns the descriptor, or -errno; *step names the call that failed (0 open, 1 TUNSETIFF, 2 TUNSETVNETHDRSZ).
 int lx_tap_open(const char *name, int *step);

@@ -62,6 +62,8 @@ public import GuestMemory
       let base = unsafe lx_mmap(
         size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &error)
     else { throw .system(operation: "mmap of a checkpoint's pages", errno: error) }
+    // One translation for 512 copies: they are made while the guest stands still. A kernel that has none left does without.
+    _ = unsafe lx_madvise(base, size, MADV_HUGEPAGE)
     if let old = unsafe area.baseAddress {
       unsafe memcpy(base, old, pages.count * Self.pageSize)
       unsafe lx_munmap(old, area.count)
