@@ -1,26 +1,40 @@
 internal import Replication
 internal import Synchronization
 
-/// Tells the secondary what may leave early. From any thread.
+/// Tells the secondary what may leave early, in batches. From any thread.
 final class EarlyTelling: Sendable {
-  /// Held while a piece is told; the channel is asked for by others meanwhile.
-  private let teller = Mutex<EarlyTeller?>(nil)
-  private let channel = Mutex<Channel?>(nil)
-  /// What was told over channels before this one.
-  private let before = Atomic<UInt64>(0)
+  private struct State: ~Copyable {
+    var teller: EarlyTeller?
+    var channel: Channel?
+    /// Not posted yet, of one epoch.
+    var batch: [EarlyOutput] = []
+    var epoch: UInt64 = 0
+    /// The batch's number; counts from 1, over all channels.
+    var number: UInt64 = 1
+    /// The newest batch that was posted, and its place among the channel's urgent messages.
+    var posted: (number: UInt64, urgent: UInt64) = (0, 0)
+  }
+
+  /// Pieces after which a batch is posted.
+  private static let batchLimit = 256
+  private let state = Mutex(State())
 
   /// With a new secondary.
   func begin(_ channel: Channel) {
-    teller.withLock { $0 = EarlyTeller(channel) }
-    self.channel.withLock { $0 = channel }
+    state.withLock { state in
+      state.teller = EarlyTeller(channel)
+      state.channel = channel
+    }
   }
 
   /// There is nobody to be told any more.
   func end() {
-    teller.withLock { teller in
-      teller = nil
-      let channel = self.channel.withLock { $0.take() }
-      if let channel { before.wrappingAdd(channel.urgentPut, ordering: .relaxed) }
+    state.withLock { state in
+      state.teller = nil
+      state.channel = nil
+      state.batch = []
+      state.posted = (state.number, 0)
+      state.number += 1
     }
   }
 
@@ -29,29 +43,47 @@ final class EarlyTelling: Sendable {
   func tell(_ frame: UnsafeRawBufferPointer, epoch: UInt64) -> UInt64? {
     // Looked at during the call only.
     nonisolated(unsafe) let frame = unsafe frame
-    return teller.withLock { teller in
-      guard let channel = channel.withLock({ $0 }),
-        let output = unsafe teller?.output(frame, header: NetHeader.size, epoch: epoch),
-        (try? channel.post(.early(card: 0, epoch: epoch, outputs: [output]))) != nil
-      else { return nil }
-      return before.load(ordering: .relaxed) + channel.urgentPut
+    return state.withLock { state in
+      if epoch != state.epoch || state.batch.count >= Self.batchLimit {
+        Self.post(&state)
+        guard state.batch.isEmpty else { return nil }
+      }
+      state.epoch = epoch
+      guard let output = unsafe state.teller?.output(frame, header: NetHeader.size, epoch: epoch) else { return nil }
+      state.batch.append(output)
+      return state.number
     }
+  }
+
+  /// Posts what was told: before the channel is flushed.
+  func post() { state.withLock { Self.post(&$0) } }
+
+  private static func post(_ state: inout State) {
+    guard !state.batch.isEmpty, let channel = state.channel else { return }
+    // A channel that takes no more ends, and ``end()`` follows; until then nothing of this leaves.
+    guard (try? channel.post(.early(card: 0, epoch: state.epoch, outputs: state.batch))) != nil else { return }
+    state.batch.removeAll(keepingCapacity: true)
+    state.posted = (state.number, channel.urgentPut)
+    state.number += 1
   }
 
   /// A frame of `epoch` waits for the secondary's, which keeps back what is to leave early. It goes with what is sent next.
   func ask(_ frame: UnsafeRawBufferPointer, epoch: UInt64) {
     guard let output = unsafe AskedOutput(frame, header: NetHeader.size) else { return }
-    try? channel.withLock({ $0 })?.post(.ask(card: 0, epoch: epoch, output: output))
+    try? state.withLock({ $0.channel })?.post(.ask(card: 0, epoch: epoch, output: output))
   }
 
   /// Whether what was told has gone to the kernel, so that it is on its way even if this process ends now; if not, it is sent,
   /// as far as there is room.
   func isOnItsWay(_ told: UInt64) -> Bool {
-    let channel = channel.withLock { $0 }
-    let before = before.load(ordering: .relaxed)
-    guard let channel, told > before else { return true }
-    if channel.urgentHandedOver >= told - before { return true }
+    let (channel, urgent) = state.withLock { state in
+      if told > state.posted.number { Self.post(&state) }
+      return (state.channel, told <= state.posted.number ? state.posted.urgent : nil)
+    }
+    guard let channel else { return true }
+    guard let urgent else { return false }
+    if channel.urgentHandedOver >= urgent { return true }
     channel.flush()
-    return channel.urgentHandedOver >= told - before
+    return channel.urgentHandedOver >= urgent
   }
 }

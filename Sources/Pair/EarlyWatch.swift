@@ -59,6 +59,9 @@ public final class EarlyWatch: Sendable {
     }
   }
 
+  /// Whether something of this flow has left early since the checkpoint from which its guest goes on.
+  func wasTold(_ flow: FlowKey) -> Bool { state.withLock { $0.ledger?.wasTold(flow) == true } }
+
   private func report(_ frames: [[UInt8]], _ state: inout State) -> Report {
     Report(
       base: state.ledger?.checkpoint ?? 0, frames: frames, contradictions: state.ledger?.takeContradictions() ?? [])

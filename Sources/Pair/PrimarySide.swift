@@ -149,7 +149,10 @@ public final class PrimarySide: PairTraffic {
 
   public func gateIsFull() { requestCheckpoint(.queueFull) }
 
-  public func flush() { state.withLock({ $0.channel })?.flush() }
+  public func flush() {
+    early.post()
+    state.withLock({ $0.channel })?.flush()
+  }
 
   /// Output that leaves early is told of with the next input, unless that comes too late.
   public func outputEnded() { if isAwaited.exchange(false, ordering: .relaxed) { flush() } }
@@ -172,6 +175,7 @@ public final class PrimarySide: PairTraffic {
     }
     defer { state.withLock { $0.isProtecting = false } }
     early.begin(channel)
+    comparison.withLock { $0.comparator.begin(channel) }
     FaultPoints.use(channel)
     peer.begin(channel)
     receivingEnded.store(false, ordering: .releasing)
@@ -343,6 +347,12 @@ public final class PrimarySide: PairTraffic {
               unsafe comparison.comparator.secondary(
                 Span(_unsafeElements: UnsafeBufferPointer(rebasing: bytes[12...])))
             }
+          }
+        case .piece(_, let base, let piece, let acknowledgement):
+          guard options.mode.compares else { continue }
+          compare { comparison in
+            guard base == comparison.base else { return .consistent }
+            return comparison.comparator.secondary(piece, acknowledgement: acknowledgement)
           }
         case .contradicted(_, let base, let flow):
           guard base == comparison.withLock({ $0.base }) else { continue }

@@ -109,13 +109,16 @@ struct ReplySources {
     var done = 0
     while done < payload.count {
       let at = sequence &+ UInt32(done)
-      guard let record = records.first(where: { $0.offset(of: at) != nil }), let start = record.offset(of: at) else {
-        return nil
-      }
-      let taken = min(Int(record.length - start), payload.count - done)
+      // A record is large: looked at where it is.
+      guard let known = records.firstIndex(where: { $0.offset(of: at) != nil }),
+        let start = records[known].offset(of: at)
+      else { return nil }
+      let taken = min(Int(records[known].length - start), payload.count - done)
       let part = unsafe UnsafeRawBufferPointer(rebasing: payload[done..<done + taken])
-      for index in 0..<record.count { result.join(unsafe check(record.sources[index], part, from: Int(start))) }
-      if record.hasOwnBuffers {
+      for index in 0..<records[known].count {
+        result.join(unsafe check(records[known].sources[index], part, from: Int(start)))
+      }
+      if records[known].hasOwnBuffers {
         var at = 0
         let isThere = buffers.allSatisfy(offset: place + UInt64(done), count: UInt64(taken)) { piece in
           let bytes = unsafe UnsafeRawBufferPointer(rebasing: part[at..<at + Int(piece.count)])

@@ -22,7 +22,18 @@ extension SecondarySide {
   func say(_ report: EarlyWatch.Report, _ channel: Channel) {
     do throws(ChannelError) {
       for frame in report.frames {
-        try channel.post(.output, card: 0, number: report.base, frame: frame)
+        // By its code where that is shorter, and the primary keeps the bytes to compare it with.
+        let said = coder.withLock { coder in
+          unsafe frame.withUnsafeBytes { bytes in
+            unsafe coder?.said(bytes, header: NetHeader.size) { mode == .coloPlusPlus && early.wasTold($0) }
+          }
+        }
+        if let said = said.flatMap(\.self) {
+          try channel.post(
+            .piece(card: 0, base: report.base, piece: said.piece, acknowledgement: said.acknowledgement))
+        } else {
+          try channel.post(.output, card: 0, number: report.base, frame: frame)
+        }
       }
       for flow in report.contradictions { try channel.post(.contradicted(card: 0, base: report.base, flow: flow)) }
     } catch { channel.abandon() }

@@ -81,6 +81,8 @@ public final class SecondarySide: PairTraffic {
   let meter = PairMeter()
   public let early = EarlyWatch()
   public let turn = MachineTurn()
+  /// Of what its guest says, for the primary.
+  let coder = Mutex<PieceCoder?>(nil)
   private let loader = Mutex<HostThread?>(nil)
 
   /// - Parameter beats: the second way of signs of life.
@@ -110,6 +112,7 @@ public final class SecondarySide: PairTraffic {
   public func follow(_ channel: Channel, make: ([UInt8]) throws -> Parts) -> Ending {
     state.withLock { $0.channel = channel }
     early.begin(channel)
+    coder.withLock { $0 = PieceCoder(channel) }
     FaultPoints.use(channel)
     peer.begin(channel)
     try? channel.admit()
@@ -263,7 +266,7 @@ public final class SecondarySide: PairTraffic {
         }
         say(report, channel)
         hasSaid = hasSaid || !report.isEmpty
-      case .configuration, .inputAcknowledged, .output, .received, .loaded, .admission, .contradicted:
+      case .configuration, .inputAcknowledged, .output, .received, .loaded, .admission, .contradicted, .piece:
         throw ChannelError.notAuthentic
       }
       // Once for all input that has come by now.

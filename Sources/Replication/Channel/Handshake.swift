@@ -10,6 +10,8 @@ extension Channel {
     let receiveBeat: SharedKey
     /// Of what the primary lets out early.
     let early: SharedKey
+    /// Of what the secondary's guest has sent.
+    let output: SharedKey
   }
 }
 
@@ -47,7 +49,8 @@ enum Handshake {
     }
     return Channel.Keys(
       send: derived(side), receive: derived(peer), sendBeat: beat(side), receiveBeat: beat(peer),
-      early: key.derived(salt: salt, info: Array("early".utf8)))
+      early: key.derived(salt: salt, info: Array("early".utf8)),
+      output: key.derived(salt: salt, info: Array("output".utf8)))
   }
 
   private static func write(_ descriptor: CInt, _ bytes: [UInt8]) throws(ChannelError) {

@@ -41,6 +41,8 @@ public enum Message: Equatable, Sendable {
   case early(card: UInt8, epoch: UInt64, outputs: [EarlyOutput])
   /// Primary: this does not leave `epoch` before the secondary has said as much.
   case ask(card: UInt8, epoch: UInt64, output: AskedOutput)
+  /// Secondary: what its guest has sent since it loaded checkpoint `base`, by its code.
+  case piece(card: UInt8, base: UInt64, piece: EarlyOutput, acknowledgement: UInt32)
   /// Secondary: its guest, since it loaded checkpoint `base`, has said something else in this flow than was told early.
   case contradicted(card: UInt8, base: UInt64, flow: FlowKey)
 }
@@ -85,6 +87,7 @@ extension Message {
     case .early: 15
     case .ask: 16
     case .contradicted: 17
+    case .piece: 18
     }
   }
 
@@ -144,6 +147,11 @@ extension Message {
       out.put(card)
       out.put(base)
       flow.put(into: &out)
+    case .piece(let card, let base, let piece, let acknowledgement):
+      out.put(card)
+      out.put(base)
+      piece.put(into: &out)
+      out.put(acknowledgement)
     }
     return out.bytes
   }
@@ -190,6 +198,10 @@ extension Message {
     case 16:
       self = .ask(card: try reader.get(), epoch: try reader.get(), output: try AskedOutput(from: &reader))
     case 17: self = .contradicted(card: try reader.get(), base: try reader.get(), flow: try FlowKey(from: &reader))
+    case 18:
+      self = .piece(
+        card: try reader.get(), base: try reader.get(), piece: try EarlyOutput(from: &reader),
+        acknowledgement: try reader.get())
     default: throw .invalid("a message of kind \(kind)")
     }
     guard reader.remaining == 0 else { throw .invalid("\(reader.remaining) bytes behind a message of kind \(kind)") }

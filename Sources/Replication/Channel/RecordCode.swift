@@ -15,10 +15,14 @@ internal import CNettle
 
   deinit { unsafe context.deallocate() }
 
-  /// The code of a record: 16 bytes.
-  mutating func code(number: UInt64, _ record: UnsafeRawBufferPointer) -> [UInt8] {
+  /// The code of a record, which may lie in two pieces: 16 bytes.
+  mutating func code(
+    number: UInt64, _ record: UnsafeRawBufferPointer,
+    _ rest: UnsafeRawBufferPointer = unsafe UnsafeRawBufferPointer(start: nil, count: 0)
+  ) -> [UInt8] {
     unsafe [UInt8](unsafeUninitializedCapacity: Self.size) { code, count in
-      unsafe mv_umac128(context, number, record.baseAddress, record.count, code.baseAddress)
+      unsafe mv_umac128(
+        context, number, record.baseAddress, record.count, rest.baseAddress, rest.count, code.baseAddress)
       count = Self.size
     }
   }

@@ -58,6 +58,24 @@ struct ByteRing: Sendable {
     bytes[Int(position) & (bytes.count - 1)] = 0
   }
 
+  func holds(_ range: Range<Int64>) -> Bool {
+    range.lowerBound >= low && range.upperBound - low <= Int64(capacity)
+  }
+
+  /// What `body` makes of the bytes at `range`, which may lie in two pieces.
+  ///
+  /// - Precondition: `range` lies in the window and is not empty.
+  func withBytes<R>(_ range: Range<Int64>, _ body: (UnsafeRawBufferPointer, UnsafeRawBufferPointer) -> R) -> R {
+    precondition(holds(range))
+    let from = Int(range.lowerBound) & (bytes.count - 1)
+    let first = min(range.count, bytes.count - from)
+    return unsafe bytes.withUnsafeBytes { ring in
+      unsafe body(
+        UnsafeRawBufferPointer(rebasing: ring[from..<from + first]),
+        UnsafeRawBufferPointer(rebasing: ring[..<(range.count - first)]))
+    }
+  }
+
   /// The index of the first byte of `source` that differs from what is stored at `position`, nil if none does.
   ///
   /// - Precondition: `position ..< position + source.count` lies in the window.

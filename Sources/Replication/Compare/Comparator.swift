@@ -32,6 +32,8 @@ public struct Comparator: ~Copyable, Sendable {
   private var window = FrameWindow()
   private var equal = TokenQueue()
   private var epoch: UInt64 = 0
+  /// Of what the secondary says by code.
+  private var codes = RecordCode(SharedKey([UInt8](repeating: 0, count: SharedKey.codeSize)))
 
   public init(limits: ComparatorLimits = ComparatorLimits()) {
     budget = ComparatorBudget(limits: limits)
@@ -60,6 +62,21 @@ public struct Comparator: ~Copyable, Sendable {
   public mutating func secondary(_ frame: Span<UInt8>) -> ComparisonOutcome {
     counters.secondaryFrames &+= 1
     return put(.secondary, frame, token: 0)
+  }
+
+  /// What the secondary says over this channel by code can be compared from here on.
+  public mutating func begin(_ channel: Channel) { begin(key: channel.keys.output) }
+
+  mutating func begin(key: SharedKey) { codes = RecordCode(key) }
+
+  /// A piece of TCP that the secondary's guest has sent, its sequence numbers mapped, by its code.
+  public mutating func secondary(_ piece: EarlyOutput, acknowledgement: UInt32) -> ComparisonOutcome {
+    counters.secondaryFrames &+= 1
+    let frame = Frame(piece, acknowledgement: acknowledgement)
+    let (known, outcome) = stream(.secondary, frame)
+    guard let slot = known else { return judged(outcome, frame) }
+    let claimed = streams.flows[slot].claim(frame, piece, &codes, &budget)
+    return judged(concluded(claimed, slot, .secondary, frame), frame)
   }
 
   /// A frame of TCP that the primary's guest has sent, and that the secondary compares with its own: here it counts as said
@@ -146,7 +163,14 @@ public struct Comparator: ~Copyable, Sendable {
     while case .overflow(.bytes) = outcome, shed(stream: slot, datagram: nil) {
       outcome = streams.flows[slot].put(side, frame, bytes, token: token, budget: &budget)
     }
+    if case .consistent = outcome, side == .primary, streams.flows[slot].hasClaims {
+      outcome = settleClaims(slot)
+    }
     return concluded(outcome, slot, side, frame)
+  }
+
+  private mutating func settleClaims(_ slot: Int) -> FlowOutcome {
+    streams.flows[slot].settleClaims(&codes, &budget)
   }
 
   private mutating func concluded(_ outcome: FlowOutcome, _ slot: Int, _ side: Side, _ frame: Frame) -> FlowOutcome {

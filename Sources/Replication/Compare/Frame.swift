@@ -64,6 +64,16 @@ public struct Frame: Equatable, Sendable {
 
   private init(whole count: Int) { payload = 0..<count }
 
+  /// The segment that a piece was, as far as it is compared; its payload is elsewhere.
+  init(_ piece: EarlyOutput, acknowledgement: UInt32) {
+    kind = .tcp
+    key = piece.flow
+    payload = 0..<Int(piece.count)
+    sequence = piece.sequence
+    self.acknowledgement = acknowledgement
+    flags = .ack
+  }
+
   // RFC 791. Options are skipped: they are not compared.
   private mutating func parseIPv4(_ bytes: borrowing Span<UInt8>, at ip: Int) -> Bool {
     guard bytes.count - ip >= 20, bytes[ip] >> 4 == 4 else { return false }

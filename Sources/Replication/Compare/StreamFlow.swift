@@ -27,6 +27,12 @@ struct StreamFlow: ComparedFlow, Sendable {
     }
   }
 
+  private struct Claim {
+    var range: Range<Int64>
+    var number: UInt64
+    var code: [UInt8]
+  }
+
   private var halves: [2 of Half] = [Half(), Half()]
   private var hasStarted = false
   /// Every byte from `origin` to here has been compared.
@@ -42,6 +48,8 @@ struct StreamFlow: ComparedFlow, Sendable {
   /// Stretches beyond `floor` that count as said by both, and are not in the ring.
   private var agreed: [Range<Int64>] = []
   private var pending = PendingQueue()
+  /// What the secondary has said by code, and the primary not yet.
+  private var claims: [Claim] = []
   private(set) var isBroken = false
   /// How far the primary has come since the flow was broken off: from there both go on after the checkpoint.
   private var brokenTop: Int64 = 0
@@ -50,7 +58,8 @@ struct StreamFlow: ComparedFlow, Sendable {
   var memory: Int { ring.capacity }
 
   var isIdle: Bool {
-    !isBroken && pending.isEmpty && halves[0].coverage.end <= floor && halves[1].coverage.end <= floor
+    !isBroken && pending.isEmpty && claims.isEmpty && halves[0].coverage.end <= floor
+      && halves[1].coverage.end <= floor
   }
 
   /// Over on both sides, so that the next frame with this key belongs to another connection.
@@ -72,6 +81,7 @@ struct StreamFlow: ComparedFlow, Sendable {
   mutating func restart(epoch: UInt64) {
     self.epoch = epoch
     pending.removeAll()
+    claims.removeAll()
     // What only the secondary has said, it has unsaid: it goes on from the primary's state.
     // What it has reset is over, and what comes next is another connection.
     guard hasStarted, halves[0].isSeen, halves[0].reset == Self.none else {
@@ -112,8 +122,9 @@ struct StreamFlow: ComparedFlow, Sendable {
   mutating func breakOff(_ budget: inout ComparatorBudget) {
     isBroken = true
     brokenTop = halves[0].coverage.end
-    budget.frames -= pending.count
+    budget.frames -= pending.count + claims.count
     pending.removeAll()
+    claims.removeAll()
     agreed.removeAll()
   }
 
@@ -252,6 +263,11 @@ struct StreamFlow: ComparedFlow, Sendable {
   }
 
   private mutating func note(_ own: Int, _ frame: Frame, range: Range<Int64>) {
+    cover(own, range)
+    if frame.flags.contains(.ack) { halves[own].acknowledge(frame.acknowledgement) }
+  }
+
+  private mutating func cover(_ own: Int, _ range: Range<Int64>) {
     halves[own].isSeen = true
     halves[own].coverage.insert(range)
     floor = max(floor, min(halves[0].coverage.reach, halves[1].coverage.reach))
@@ -260,7 +276,62 @@ struct StreamFlow: ComparedFlow, Sendable {
       ring.moveLow(to: first.upperBound)
       agreed.removeFirst()
     }
-    if frame.flags.contains(.ack) { halves[own].acknowledge(frame.acknowledgement) }
+  }
+
+  /// A piece of the secondary's by its code. It counts as said once the primary has said the same; until then it takes a frame of
+  /// the budget, and no bytes.
+  mutating func claim(
+    _ frame: Frame, _ piece: EarlyOutput, _ codes: inout RecordCode, _ budget: inout ComparatorBudget
+  ) -> FlowOutcome {
+    if !hasStarted {
+      start(at: frame.sequence, syn: false)
+    } else if syn != Self.none && !halves[1].hasSyn {
+      // As in ``put(_:_:_:token:budget:)``: the last words of an earlier connection.
+      return .consistent
+    }
+    let start = position(of: frame.sequence)
+    let range = start..<start + Int64(frame.payload.count)
+    guard start >= floor - Self.largestWindow else { return .mismatch(.unknown, place: frame.sequence) }
+    if let place = differentFlags(1, frame, start: start, dataEnd: range.upperBound) {
+      return .mismatch(.flags, place: sequence(at: place))
+    }
+    halves[1].isSeen = true
+    halves[1].acknowledge(frame.acknowledgement)
+    if range.isEmpty || halves[1].coverage.contains(range) { return .consistent }
+    if claims.count >= budget.limits.claimsPerFlow { return .overflow(.framesPerFlow) }
+    if budget.frames >= budget.limits.frames { return .overflow(.frames) }
+    budget.frames += 1
+    claims.append(Claim(range: range, number: piece.number, code: piece.code))
+    return settleClaims(&codes, &budget)
+  }
+
+  var hasClaims: Bool { !claims.isEmpty }
+
+  /// Compares what was claimed with what the primary has said by now.
+  mutating func settleClaims(_ codes: inout RecordCode, _ budget: inout ComparatorBudget) -> FlowOutcome {
+    var index = 0
+    while index < claims.count {
+      let claim = claims[index]
+      if !halves[1].coverage.contains(claim.range) {
+        guard halves[0].coverage.contains(claim.range) else {
+          index += 1
+          continue
+        }
+        // Its bytes are gone where it repeats what was compared long ago, or is to leave early.
+        guard ring.holds(claim.range), !agreed.contains(where: { $0.overlaps(claim.range) }) else {
+          return .mismatch(.unknown, place: sequence(at: claim.range.lowerBound))
+        }
+        let code = unsafe ring.withBytes(claim.range) { unsafe codes.code(number: claim.number, $0, $1) }
+        guard code == claim.code else {
+          return .mismatch(.payload, place: sequence(at: claim.range.lowerBound))
+        }
+        cover(1, claim.range)
+        if halves[1].coverage.islands.count > budget.limits.holesPerFlow { return .overflow(.holesPerFlow) }
+      }
+      claims.remove(at: index)
+      budget.frames -= 1
+    }
+    return .consistent
   }
 
   /// The end of a stream must be at the same position on both sides, and on one side always at the same.

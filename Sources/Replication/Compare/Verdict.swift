@@ -12,6 +12,8 @@ public struct ComparatorLimits: Equatable, Sendable {
   public var bytesPerFlow = 4 << 20
   /// Frames in waiting in one flow.
   public var framesPerFlow = 8192
+  /// Pieces that the secondary has said by code, and the primary not yet, in one flow.
+  public var claimsPerFlow = 1024
   /// Holes in what one side has put out of a connection.
   public var holesPerFlow = 64
   /// Memory for bytes of all flows.

@@ -288,6 +288,9 @@ public struct EarlyLedger: ~Copyable, Sendable {
     return result
   }
 
+  /// Whether something of this flow was told since the checkpoint.
+  public func wasTold(_ flow: FlowKey) -> Bool { flows[flow]?.wasTold == true }
+
   /// Whether something of this flow is still to be compared.
   public func awaits(_ flow: FlowKey) -> Bool { flows[flow]?.told.isEmpty == false }
 }

@@ -1,13 +1,14 @@
 internal import StateCodec
 
-/// A piece of a TCP stream that left a primary before its secondary had said as much, as the wire numbers it.
+/// A piece of a TCP stream by its code, as the wire numbers it: what left a primary before its secondary had said as much, or what a
+/// secondary's guest has sent, so that not every byte of it goes to the primary.
 public struct EarlyOutput: Equatable, Sendable {
   public var flow: FlowKey
   public var sequence: UInt32
   public var count: UInt32
-  /// UMAC-128 of the bytes, by the session's key for this; the nonce is ``number``.
+  /// UMAC-128 of the bytes, by the session's key for that direction; the nonce is ``number``.
   public var code: [UInt8]
-  /// Counts what left early over one channel.
+  /// Counts these in one direction of one channel.
   public var number: UInt64
   /// What follows it.
   public var end: UInt32 { sequence &+ count }
@@ -73,8 +74,7 @@ public struct AskedOutput: Equatable, Sendable {
 
 /// Says what leaves early, for ``EarlyLedger``, and no more of it in an epoch than that keeps.
 public struct EarlyTeller: ~Copyable, Sendable {
-  private var code: RecordCode
-  private var number: UInt64 = 0
+  private var coder: PieceCoder
   private var epoch: UInt64 = 0
   private var pieces = 0
   private var bytes = 0
@@ -82,7 +82,7 @@ public struct EarlyTeller: ~Copyable, Sendable {
   /// Of the primary's side of a channel.
   public init(_ channel: Channel) { self.init(key: channel.keys.early) }
 
-  init(key: SharedKey) { code = RecordCode(key) }
+  init(key: SharedKey) { coder = PieceCoder(key: key) }
 
   /// - Parameter bytes: a frame of `epoch`, with `header` bytes in front.
   /// - Returns: nil for a frame that may not leave early: no TCP, or too much in this epoch.
@@ -93,10 +93,40 @@ public struct EarlyTeller: ~Copyable, Sendable {
     pieces += 1
     self.bytes += bytes.count
     guard pieces <= EarlyLedger.pieceLimit, self.bytes <= EarlyLedger.ownLimit / 2 else { return nil }
+    return unsafe coder.piece(frame, bytes, header: header)
+  }
+}
+
+/// Makes the codes of one direction.
+public struct PieceCoder: ~Copyable, Sendable {
+  /// Payloads below this many bytes cost less than their codes.
+  private static let shortest = 512
+  private var code: RecordCode
+  private var number: UInt64 = 0
+
+  /// For what the secondary's guest sends over a channel.
+  public init(_ channel: Channel) { self.init(key: channel.keys.output) }
+
+  init(key: SharedKey) { code = RecordCode(key) }
+
+  mutating func piece(_ frame: Frame, _ bytes: UnsafeRawBufferPointer, header: Int) -> EarlyOutput {
     let payload = frame.payload.lowerBound + header..<frame.payload.upperBound + header
     defer { number += 1 }
     let tag = unsafe code.code(number: number, UnsafeRawBufferPointer(rebasing: bytes[payload]))
     return EarlyOutput(
       flow: frame.key, sequence: frame.sequence, count: UInt32(payload.count), code: tag, number: number)
+  }
+
+  /// Nil for a frame that has to be sent as it is, because it is short or more than a piece of a stream.
+  /// - Parameter isTold: whether the primary has said of this flow that something leaves early: of that it does not keep the bytes.
+  public mutating func said(
+    _ bytes: UnsafeRawBufferPointer, header: Int, isTold: (FlowKey) -> Bool
+  ) -> (piece: EarlyOutput, acknowledgement: UInt32)? {
+    guard bytes.count >= Self.shortest + header else { return nil }
+    let frame = unsafe Frame(bytes, header: header)
+    guard frame.kind == .tcp, frame.flags == .ack, frame.payload.count >= Self.shortest, !isTold(frame.key) else {
+      return nil
+    }
+    return (unsafe piece(frame, bytes, header: header), frame.acknowledgement)
   }
 }
