@@ -86,7 +86,7 @@ def over_time(mode, result):
     return mode, bins
 
 
-WAYS = (("atOnce", "at once: an empty acknowledgement or the like", "#8c959f"), ("early", "early", "#d55e00"),
+WAYS = (("atOnce", "at once, before there was a secondary", "#8c959f"), ("early", "early", "#d55e00"),
         ("equal", "the secondary said the same", "#4aa3df"), ("checkpointed", "with a checkpoint", "#e69f00"))
 
 

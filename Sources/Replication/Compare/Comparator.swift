@@ -98,7 +98,9 @@ public struct Comparator: ~Copyable, Sendable {
   /// FIN are forgotten only when there are too many.
   public mutating func input(_ bytes: Span<UInt8>) {
     let frame = Frame(bytes)
-    guard frame.kind == .tcp, !frame.flags.isDisjoint(with: [.fin, .rst, .ack]),
+    // Requests end nothing: what answers a FIN comes without data, sooner or later.
+    guard frame.kind == .tcp,
+      frame.payload.isEmpty ? !frame.flags.isEmpty : !frame.flags.isDisjoint(with: [.fin, .rst]),
       let slot = streams.find(frame.key.reversed)
     else { return }
     guard streams.flows[slot].enter(epoch: epoch) else { return }

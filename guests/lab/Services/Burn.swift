@@ -2,7 +2,8 @@ import LabC
 
 /// `burn=seconds:5[,inside:N][,outside:N][,spare:1]`: every CPU takes one spinlock again and again, works `inside` turns with it and
 /// `outside` turns without. Prints for each CPU its operations and the time it spun; with fewer host CPUs than guest
-/// CPUs the lock's holder gets preempted and the others spin.
+/// CPUs the lock's holder gets preempted and the others spin. Where these counts lie is printed at the start, for who wants to
+/// read them meanwhile, from outside.
 enum Burn {
   private struct Shared {
     var lock: UInt32
@@ -37,6 +38,16 @@ enum Burn {
     shared = Arena.takeZeroed(Shared.self, count: 1)
     results = Arena.takeZeroed(Result.self, count: Processors.limit)
     Processors.startAll()
+    Console.line {
+      $0.text("burn: results at ")
+      $0.decimal(UInt64(UInt(bitPattern: results)))
+      $0.text(" stride=")
+      $0.decimal(UInt64(MemoryLayout<Result>.stride))
+      $0.text(" cpus=")
+      $0.decimal(UInt64(Processors.started))
+      $0.text(" khz=")
+      $0.decimal(Clock.kiloHertz)
+    }
     begin = Clock.now
     end = begin + seconds * 1_000_000_000
     for cpu in 1..<max(Processors.started, 1) {
