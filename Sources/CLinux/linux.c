@@ -223,12 +223,15 @@ static int open_socket(const char *address, int type, int listens) {
     if (fd < 0) { result = -errno; continue; }
     if (type == SOCK_STREAM) tcp_prompt(fd);
     if (listens && type == SOCK_STREAM) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (listens ? bind(fd, each->ai_addr, each->ai_addrlen) == 0 && (type == SOCK_DGRAM || listen(fd, 4) == 0)
+    // Ends a connect() that nobody answers with EINPROGRESS: the kernel's own patience is two minutes.
+    struct timeval limit = {.tv_sec = 1, .tv_usec = 500000};
+    if (!listens) setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    if (listens ? bind(fd, each->ai_addr, each->ai_addrlen) == 0 && (type == SOCK_DGRAM || listen(fd, 64) == 0)
                 : connect(fd, each->ai_addr, each->ai_addrlen) == 0) {
       result = lx_closed_first(fd);
       break;
     }
-    result = -errno;
+    result = errno == EINPROGRESS ? -ETIMEDOUT : -errno;
     close(fd);
   }
   freeaddrinfo(found);
@@ -238,6 +241,19 @@ static int open_socket(const char *address, int type, int listens) {
 int lx_tcp_connect(const char *address) { return open_socket(address, SOCK_STREAM, 0); }
 int lx_tcp_listen(const char *address) { return open_socket(address, SOCK_STREAM, 1); }
 int lx_udp_connect(const char *address) { return open_socket(address, SOCK_DGRAM, 0); }
+int lx_udp_connect_beside(int tcp) {
+  struct sockaddr_storage peer;
+  socklen_t size = sizeof peer;
+  if (getpeername(tcp, (struct sockaddr *)&peer, &size) < 0) return -errno;
+  int fd = socket(peer.ss_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return -errno;
+  if (connect(fd, (struct sockaddr *)&peer, size) < 0) {
+    int error = errno;
+    close(fd);
+    return -error;
+  }
+  return lx_closed_first(fd);
+}
 int lx_udp_listen(const char *address) { return open_socket(address, SOCK_DGRAM, 1); }
 ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct sockaddr_storage *from) {
   socklen_t size = sizeof *from;
@@ -273,4 +289,9 @@ int lx_set_file_mode(int fd, int mode) { return fchmod(fd, (mode_t)mode) < 0 ? -
 int lx_file_mode(int fd) {
   struct stat status;
   return fstat(fd, &status) < 0 ? -errno : (int)(status.st_mode & 07777);
+}
+
+int lx_file_is_own(int fd) {
+  struct stat status;
+  return fstat(fd, &status) == 0 && (status.st_uid == geteuid() || status.st_uid == 0);
 }

@@ -10,6 +10,7 @@ struct WholeCheckpoint: Sendable {
   /// How many frames of input the primary's guest had been given.
   var given: UInt64
   var mappings: [UInt8]
+  var addresses: [UInt8]
   /// What the primary's clients may not have seen of it.
   var held: [[UInt8]]
   /// How long its output waited, in microseconds.

@@ -75,6 +75,8 @@ public final class PairBackend: FrameBackend {
     var sources: ReplySources?
     /// After a takeover: what clients were told before.
     var early: EarlyWatch?
+    /// Those that the guest has claimed.
+    var addresses = CardAddresses()
     var scratch: [UInt8] = []
   }
 
@@ -142,12 +144,17 @@ public final class PairBackend: FrameBackend {
   /// The connections whose numbers on the wire are not the guest's, for a checkpoint. The machine stands still.
   public var mappings: [UInt8] { state.withLock { $0.mapper.encoded } }
 
+  /// The addresses that the guest has claimed for its card, by the newest checkpoint where it follows.
+  public var addresses: CardAddresses { state.withLock { $0.addresses } }
+
   /// The guest goes on from the primary's state at the end of `epoch`. The machine stands still.
-  public func loaded(epoch: UInt64, given: UInt64, mappings: [UInt8]) throws {
+  public func loaded(epoch: UInt64, given: UInt64, mappings: [UInt8], addresses: [UInt8]) throws {
     try log.rewind(toCheckpointAfter: given)
+    let addresses = try CardAddresses(decoding: addresses)
     let failure: (any Error)? = state.withLock { state in
       state.awaiting.removeAll()
       state.sources?.restart()
+      state.addresses = addresses
       do { try state.mapper.checkpointLoaded(epoch: epoch, mappings: mappings) } catch { return error }
       return nil
     }
@@ -219,6 +226,8 @@ public final class PairBackend: FrameBackend {
         let bytes = UnsafeRawBufferPointer(whole)
         // As the guest numbers it.
         let own = unsafe Self.parse(bytes)
+        // ARP, ICMPv6: few.
+        if own.kind == .whole || own.key.proto == 58 { unsafe Self.hear(bytes, &state.addresses) }
         // Without room it comes again, and is looked at then.
         if state.sources?.isUsed == true, !gate.hasRoom(for: size) { return full(size, state.traffic) }
         let standing =
@@ -298,6 +307,13 @@ public final class PairBackend: FrameBackend {
       case .drop: continue
       case .replace(let reset): _ = TapOutput.send(reset, to: tap)
       }
+    }
+  }
+
+  private static func hear(_ frame: UnsafeRawBufferPointer, _ addresses: inout CardAddresses) {
+    guard frame.count > NetHeader.size else { return }
+    unsafe UnsafeRawBufferPointer(rebasing: frame[NetHeader.size...]).withMemoryRebound(to: UInt8.self) {
+      unsafe addresses.heard(Span(_unsafeElements: $0))
     }
   }
 

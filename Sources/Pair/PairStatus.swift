@@ -81,6 +81,14 @@ public struct PairStatus: Codable, Equatable, Sendable {
   /// How long the secondary's machine takes to get to a checkpoint.
   public var loadMicroseconds: Times
 
+  /// How long ago the newest sign of life came on each path, in milliseconds; nil where none has come from this peer.
+  public struct Signs: Codable, Equatable, Sendable {
+    public var channelMilliseconds: Double?
+    public var beatsMilliseconds: Double?
+  }
+  /// Only while there is a peer.
+  public var signs: Signs?
+
   /// How many of the guest's CPUs are active; known of a guest that can leave some idle.
   public var activeCPUs: Int?
 

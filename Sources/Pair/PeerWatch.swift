@@ -17,6 +17,8 @@ final class PeerWatch: Sendable {
   private static let settled: UInt64 = 200_000_000
   /// Silence of the channel alone, while beats come, after which who serves gives the peer up, in nanoseconds.
   private static let stuck: UInt64 = 500_000_000
+  /// Silence of one path alone after which people are told, in nanoseconds.
+  private static let worrying: UInt64 = 5_000_000_000
   /// Patience while nobody could take over yet, in nanoseconds.
   private static let joiningGrace: UInt64 = 2_000_000_000
 
@@ -30,22 +32,24 @@ final class PeerWatch: Sendable {
     var cameBack: UInt64?
     /// Why the peer was taken for lost.
     var loss = ""
+    /// The second way of signs of life to this peer.
+    var beats: BeatPath?
+    /// People have been told that a path is silent.
+    var hasWarned = false
+    var tell: @Sendable (String) -> Void = { _ in }
     var onRole: @Sendable (Role, String) -> Void = { _, _ in }
   }
 
   private let state: Mutex<State>
-
-  private let beats: BeatPath?
   private let fence: @Sendable () -> Void
 
-  /// - Parameters:
-  ///   - beats: the second way of signs of life; none leaves the channel alone.
-  ///   - fence: called when another serves the clients: nothing may leave any more.
-  init(role: Role, beats: BeatPath?, fence: @escaping @Sendable () -> Void = {}) {
+  /// - Parameter fence: called when another serves the clients: nothing may leave any more.
+  init(role: Role, fence: @escaping @Sendable () -> Void = {}) {
     state = Mutex(State(roles: RoleMachine(role: role)))
-    self.beats = beats
     self.fence = fence
   }
+
+  private var beats: BeatPath? { state.withLock { $0.beats } }
 
   var role: Role { state.withLock { $0.roles.role } }
   var term: UInt64 { state.withLock { $0.roles.term } }
@@ -57,14 +61,36 @@ final class PeerWatch: Sendable {
     set { state.withLock { $0.onRole = newValue } }
   }
 
+  /// Whether signs of life have come on both paths: only then does the end of one say nothing of the peer.
+  var isHeardByBoth: Bool { state.withLock { $0.detector.isHeard(path: 0) && $0.detector.isHeard(path: 1) } }
+
+  /// How long each path has been silent; nil without a peer.
+  var signs: PairStatus.Signs? {
+    let now = lx_monotonic_ns()
+    return state.withLock { state in
+      guard state.beats != nil, !state.isLost else { return nil }
+      func silence(_ path: Int) -> Double? {
+        guard state.detector.isHeard(path: path) else { return nil }
+        return Double(state.detector.silence(path: path, now: now) / 1_000_000)
+      }
+      return PairStatus.Signs(channelMilliseconds: silence(0), beatsMilliseconds: silence(1))
+    }
+  }
+
+  /// Told what people should hear of the paths.
+  func tellOfPaths(to tell: @escaping @Sendable (String) -> Void) { state.withLock { $0.tell = tell } }
+
   /// This side serves in `term`: it was a secondary until now.
   func take(term: UInt64) { state.withLock { $0.roles = RoleMachine(role: .alone, term: term) } }
 
   /// There is a peer, from now on.
-  func begin(_ channel: Channel) {
+  /// - Parameter beats: the second way of signs of life.
+  func begin(_ channel: Channel, _ beats: BeatPath) {
     FaultPoints.use(channel)
-    beats?.begin(channel)
+    beats.begin(channel)
     state.withLock { state in
+      state.beats = beats
+      state.hasWarned = false
       state.isLost = false
       state.cameBack = nil
       state.hasLeft = false
@@ -144,6 +170,7 @@ final class PeerWatch: Sendable {
 
   /// Sends signs of life until the peer is lost, or dead by the detector, of which it tells. The body of a thread.
   func run(_ channel: Channel, isDead: () -> Void) {
+    guard let beats else { return }
     // A busy host must not make this side look dead.
     lx_thread_urgent()
     var number: UInt64 = 0
@@ -162,7 +189,8 @@ final class PeerWatch: Sendable {
         return (state.roles.term, state.isLost || isStuck || isDead)
       }
       if over { return isDead() }
-      if beats?.send(.init(term: term, hasLeft: false)) == false { state.withLock { $0.detector.ended(path: 1) } }
+      warn(now)
+      if beats.send(.init(term: term, hasLeft: false)) == false { state.withLock { $0.detector.ended(path: 1) } }
       // Another thread's work: whatever else waits there to be sent must not keep this one from its beat.
       if (try? channel.post(.heartbeat(term: term, sequence: number))) == nil { channel.close() }
       channel.wakeSender()
@@ -170,6 +198,30 @@ final class PeerWatch: Sendable {
       number += 1
       listen(until: now + Self.heartbeat)
     }
+  }
+
+  /// Says once, and again when it has come back and gone, that one path is silent: nothing else shows it.
+  private func warn(_ now: UInt64) {
+    let warning: (@Sendable (String) -> Void, String)? = state.withLock { state in
+      let silent = (0...1).filter { state.detector.silence(path: $0, now: now) > Self.worrying }
+      guard let path = silent.first, silent.count == 1 else {
+        state.hasWarned = state.hasWarned && !silent.isEmpty
+        return nil
+      }
+      guard !state.hasWarned else { return nil }
+      state.hasWarned = true
+      return (state.tell, Self.warning(path, isHeard: state.detector.isHeard(path: path)))
+    }
+    if let (tell, text) = warning { tell(text) }
+  }
+
+  private static func warning(_ path: Int, isHeard: Bool) -> String {
+    let seconds = worrying / 1_000_000_000
+    if path == 0 { return "the channel has been silent for \(seconds) s; signs of life come by UDP alone" }
+    let cure = "let UDP through between both hosts, or give both --heartbeat with an address on a way that does"
+    return isHeard
+      ? "no sign of life by UDP for \(seconds) s; until one comes, the end of the channel means a guest on both: \(cure)"
+      : "no sign of life by UDP as yet, and no protection without; \(cure)"
   }
 
   /// Takes in beats until it is time for the next own one.

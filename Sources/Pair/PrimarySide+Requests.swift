@@ -13,6 +13,7 @@ extension PrimarySide: PairSide {
       return state.channel?.bytesSent ?? 0
     }
     meter.fill(primary: &status, bytesSent: sent)
+    status.signs = peer.signs
     status.activeCPUs = registers.withLock { $0?.active }
     status.held = PairStatus.Held(gate)
     let times = gate.times
@@ -32,7 +33,10 @@ extension PrimarySide: PairSide {
   }
 
   /// Told how far the first copy is, when it takes long.
-  public func tellProgress(to tell: @escaping @Sendable (String) -> Void) { meter.tellProgress(to: tell) }
+  public func tellProgress(to tell: @escaping @Sendable (String) -> Void) {
+    meter.tellProgress(to: tell)
+    peer.tellOfPaths(to: tell)
+  }
 
   public func takeCheckpoint() throws(PairRefusal) -> UInt64 {
     try requireSecondary()

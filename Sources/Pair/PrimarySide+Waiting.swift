@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Devices
+internal import Glibc
 internal import Replication
 internal import Synchronization
 
@@ -39,6 +40,17 @@ extension PrimarySide {
     let epoch = gate.epoch
     for frame in frames { unsafe frame.withUnsafeBytes { unsafe early.ask($0, epoch: epoch) } }
     flush()
+  }
+
+  /// Until signs of life have come by both ways; false when the secondary is lost. With one way alone its end would look like
+  /// this side's death, and both would serve. The secondary answers beats that it has heard, so that both ways work in both
+  /// directions.
+  func awaitBothPaths() -> Bool {
+    while !peer.isHeardByBoth {
+      if peer.isLost || state.withLock({ $0.isEnding }) { return false }
+      usleep(1000)
+    }
+    return true
   }
 
   /// Whether output has waited for the secondary for too long. The time in which the secondary loads a checkpoint does not

@@ -72,8 +72,7 @@ public final class PrimarySide: PairTraffic {
   /// An eventfd: there is something for the checkpoint thread.
   let wake: CInt
 
-  /// - Parameter beats: the second way of signs of life.
-  public init(_ options: Options, tap: (any FrameBackend)?, beats: BeatPath? = nil) throws(HostError) {
+  public init(_ options: Options, tap: (any FrameBackend)?) throws(HostError) {
     self.options = options
     wake = lx_eventfd(0)
     guard wake >= 0 else { throw HostError(operation: "eventfd", errno: -wake) }
@@ -82,7 +81,7 @@ public final class PrimarySide: PairTraffic {
       send: { frame in
         tap.map { tap in TapOutput.send(frame, to: tap) } ?? true
       })
-    peer = PeerWatch(role: .alone, beats: beats, fence: { [gate] in gate.fence() })
+    peer = PeerWatch(role: .alone, fence: { [gate] in gate.fence() })
   }
 
   deinit { lx_close(wake) }
@@ -161,12 +160,12 @@ public final class PrimarySide: PairTraffic {
 
   /// Protects a machine that runs, over a channel whose handshake is done, until the secondary is lost. Blocks; the caller
   /// goes on with an unprotected machine afterwards.
-  /// - Parameter description: the machine's, for the secondary; opaque here.
+  /// - Parameters:
+  ///   - channel: its secondary knows the machine, and has admitted this side (``Channel/awaitAdmission(_:within:)``).
+  ///   - beats: the second way of signs of life. The secondary gets nothing before it has been heard there.
   public func protect(
-    _ machine: Machine, backend: PairBackend?, disks: [MirroredDisk], channel: Channel, description: [UInt8]
+    _ machine: Machine, backend: PairBackend?, disks: [MirroredDisk], channel: Channel, beats: BeatPath
   ) -> String {
-    // The first message, whatever the threads say next.
-    do throws(ChannelError) { try channel.send(.configuration(description)) } catch { return "\(error)" }
     state.withLock { state in
       state.channel = channel
       state.isCopying = true
@@ -177,7 +176,7 @@ public final class PrimarySide: PairTraffic {
     early.begin(channel)
     comparison.withLock { $0.comparator.begin(channel) }
     FaultPoints.use(channel)
-    peer.begin(channel)
+    peer.begin(channel, beats)
     receivingEnded.store(false, ordering: .releasing)
     peer.change(.secondaryConnected)
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
@@ -238,16 +237,19 @@ public final class PrimarySide: PairTraffic {
       if machine.end != nil { return "the guest has ended" }
       guard let cause else { return peer.loss }
       do {
-        if first { try firstCopy(machine, disks, channel, stage) }
+        if first {
+          guard awaitBothPaths() else { return peer.loss }
+          try firstCopy(machine, disks, channel, stage)
+        }
         var began: UInt64 = 0
-        let (saved, epoch, given, mappings) = try turn.borrow(machine) {
+        let (saved, epoch, given, network) = try turn.borrow(machine) {
           began = lx_monotonic_ns()
           FaultPoints.pass(.paused) { machine.pause() }
           let (saved, _) = try machine.capture(into: stage, dirty: &dirty)
           FaultPoints.pass(.saved)
           let epoch = gate.cut()
           let given = [backend?.given ?? 0]
-          let mappings = backend?.mappings ?? []
+          let network = (backend?.mappings ?? [], (backend?.addresses ?? CardAddresses()).encoded)
           if first {
             backend?.beginForwarding()
             gate.protect()
@@ -262,7 +264,7 @@ public final class PrimarySide: PairTraffic {
             state.isCopying = false
           }
           FaultPoints.pass(.cut)
-          return (saved, epoch, given, mappings)
+          return (saved, epoch, given, network)
         }
         FaultPoints.pass(.resumed)
         last = lx_monotonic_ns()
@@ -270,7 +272,7 @@ public final class PrimarySide: PairTraffic {
         sources?.update(stage, epoch: epoch)
         let resumed = machine.resumedAt
         meter.tookCheckpoint(epoch, cause, pause: (resumed > began ? resumed : last) - began, pages: stage.pages.count)
-        try send(stage, epoch, saved.encoded, first ? [0] : given, mappings, sent, channel)
+        try send(stage, epoch, saved.encoded, first ? [0] : given, network, sent, channel)
         first = false
         guard awaitReceived(epoch, channel) else { return peer.loss }
       } catch {

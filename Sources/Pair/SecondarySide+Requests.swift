@@ -7,9 +7,13 @@ extension SecondarySide: PairSide {
   /// What a person should hear of, as it happens.
   public func tellProgress(to tell: @escaping @Sendable (String) -> Void) { meter.tellProgress(to: tell) }
 
+  /// What they should hear of the signs of life.
+  public func tellOfPaths(to tell: @escaping @Sendable (String) -> Void) { peer.tellOfPaths(to: tell) }
+
   public var status: PairStatus {
     var status = PairStatus(role: peer.role, mode: mode, term: peer.term)
     meter.fill(secondary: &status)
+    status.signs = peer.signs
     status.activeCPUs = state.withLock { $0.registers?.active }
     return status
   }

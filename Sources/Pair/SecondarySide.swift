@@ -43,6 +43,8 @@ public final class SecondarySide: PairTraffic {
     case tookOver
     /// It had no whole checkpoint when the primary went: nothing is lost with this side's machine.
     case neverJoined(String)
+    /// This side can't follow that primary, which has heard why.
+    case refused(String)
     /// The primary's guest has ended: nothing to take over.
     case guestEnded
     /// The guest lives elsewhere, or this side's can't live on.
@@ -74,6 +76,7 @@ public final class SecondarySide: PairTraffic {
   }
   /// Whether KVM must be made to forget translations after a load (``HostProbe/translationsGoStale()``).
   private let refreshes: Bool
+  private let beats: BeatPath
   let shrink: Shrink
   let shrinker: Mutex<ShrinkPolicy>
   let state = Mutex(State())
@@ -86,11 +89,12 @@ public final class SecondarySide: PairTraffic {
   private let loader = Mutex<HostThread?>(nil)
 
   /// - Parameter beats: the second way of signs of life.
-  public init(refreshes: Bool, beats: BeatPath? = nil, shrink: Shrink = Shrink()) {
+  public init(refreshes: Bool, beats: BeatPath, shrink: Shrink = Shrink()) {
+    self.beats = beats
     self.shrink = shrink
     shrinker = Mutex(ShrinkPolicy(shrink.target))
     self.refreshes = refreshes
-    peer = PeerWatch(role: .joining, beats: beats)
+    peer = PeerWatch(role: .joining)
   }
 
   public var role: Role { peer.role }
@@ -108,25 +112,34 @@ public final class SecondarySide: PairTraffic {
   // MARK: Following
 
   /// Follows a primary over a channel whose handshake is done, to the end. Blocks.
-  /// - Parameter make: makes the machine that the primary describes.
+  /// - Parameter make: makes the machine that the primary describes; the primary hears why when it can't.
   public func follow(_ channel: Channel, make: ([UInt8]) throws -> Parts) -> Ending {
-    state.withLock { $0.channel = channel }
+    let made: Parts
+    do {
+      made = try make(try channel.receiveConfiguration())
+      try channel.admit()
+    } catch {
+      channel.refuse("\(error)")
+      return .refused("\(error)")
+    }
+    state.withLock { state in
+      state.channel = channel
+      state.registers = made.registers
+    }
     early.begin(channel)
     coder.withLock { $0 = PieceCoder(channel) }
     FaultPoints.use(channel)
-    peer.begin(channel)
-    try? channel.admit()
+    peer.begin(channel, beats)
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
     let ticker = try? HostThread.start(name: "pair-tick") { [self] in
       peer.run(channel) { if !state.withLock({ $0.handsOver }) { channel.endReceiving() } }
     }
-    var parts: Parts?
     var why = "the primary is lost"
     var (isLoss, guestEnded) = (true, false)
     do {
       let queue = try CheckpointQueue()
       defer { queue.end() }
-      try receive(channel, queue, &parts, make)
+      try receive(channel, queue, made)
     } catch {
       why = "\(error)"
       isLoss = error is ChannelError || error is FollowError
@@ -168,12 +181,12 @@ public final class SecondarySide: PairTraffic {
     sender?.join()
     ticker?.join()
     state.withLock { $0.channel = nil }
-    guard change?.to == .takingOver, let parts else {
-      parts?.machine.stop()
+    guard change?.to == .takingOver else {
+      made.machine.stop()
       if loaded == 0, isLoss, broken == nil { return .neverJoined(why) }
       return guestEnded ? .guestEnded : .gaveUp(why)
     }
-    return takeOver(parts)
+    return takeOver(made)
   }
 
   /// Until a primary that lives has heard that it is replaced, and closes; not for long.
@@ -182,15 +195,7 @@ public final class SecondarySide: PairTraffic {
     while lx_monotonic_ns() < deadline, (try? channel.receive(within: 100)) != nil {}
   }
 
-  private func receive(
-    _ channel: Channel, _ queue: CheckpointQueue, _ parts: inout Parts?, _ make: ([UInt8]) throws -> Parts
-  ) throws {
-    guard case .configuration(let description) = try channel.receive() else {
-      throw ChannelError.notAuthentic
-    }
-    let made = try make(description)
-    parts = made
-    state.withLock { $0.registers = made.registers }
+  private func receive(_ channel: Channel, _ queue: CheckpointQueue, _ made: Parts) throws {
     FaultPoints.pass(.joining)
     let pageCount = made.machine.memory.pageCount
     let thread = try HostThread.start(name: "pair-load") { [self] in load(made, queue, channel) }
@@ -231,19 +236,22 @@ public final class SecondarySide: PairTraffic {
           } catch { throw .invalid("\(error)") }
         }
         if epoch > 0 { FaultPoints.pass(.pagesStaged) }
-      case .checkpoint(let epoch, let pages, let given, let mappings, let held, let wait, let saved):
+      case .checkpoint(let epoch, let pages, let given, let mappings, let addresses, let held, let wait, let saved):
         guard epoch == received + 1 || received == 0, epoch > 0, pages == UInt64(stage.pages.count),
           let given = given.first
         else {
           throw StateError.invalid("checkpoint \(epoch) with \(pages) pages after \(received)")
         }
+        // The primary sends none before: the end of the channel alone would make both serve.
+        guard peer.isHeardByBoth else { throw StateError.invalid("a checkpoint before a sign of life by UDP") }
         FaultPoints.pass(.checkpointWhole)
         // Whole: from here on it is what this side goes by.
         received = epoch
         early.received(epoch)
         queue.put(
           WholeCheckpoint(
-            epoch: epoch, given: given, mappings: mappings, held: held, wait: wait, state: saved, stage: stage))
+            epoch: epoch, given: given, mappings: mappings, addresses: addresses, held: held, wait: wait, state: saved,
+            stage: stage))
         try channel.send(.received(epoch: epoch))
         FaultPoints.pass(.receivedSaid)
         stage = queue.stage()
@@ -342,7 +350,7 @@ public final class SecondarySide: PairTraffic {
       let error = disk.load(epoch: last.epoch)
       guard error == 0 else { throw HostError(operation: "writing the disk", errno: error) }
     }
-    try parts.backend?.loaded(epoch: last.epoch, given: last.given, mappings: last.mappings)
+    try parts.backend?.loaded(epoch: last.epoch, given: last.given, mappings: last.mappings, addresses: last.addresses)
     state.withLock { state in
       state.loaded = last.epoch
       state.broken = nil
@@ -384,7 +392,9 @@ public final class SecondarySide: PairTraffic {
     parts.backend?.serve(parts.successor, early: early)
     FaultPoints.pass(.takeoverServed)
     if let tap = parts.tap {
-      TapOutput.announce(parts.mac, on: tap)
+      for frame in (parts.backend?.addresses ?? CardAddresses()).announcements(parts.mac) {
+        _ = TapOutput.send([UInt8](repeating: 0, count: NetHeader.size) + frame, to: tap)
+      }
       let sent = state.withLock { $0.unconfirmed.take(now: lx_monotonic_ns()) }
       let received = parts.backend?.log.sinceCheckpoint ?? []
       for index in Repetition.needed(sent: sent, received: received, header: NetHeader.size) {

@@ -23,6 +23,8 @@ public final class Load {
   public struct Options: Sendable {
     /// Pipelining depth of each connection.
     public var connections = [1, 1, 4, 4]
+    /// The same of those over IPv6.
+    public var ipv6 = [1]
     public var udp = 2
     /// Clients that connect again and again.
     public var churn = 1
@@ -41,7 +43,7 @@ public final class Load {
     self.history = history
     let settings: [String: Any] = [
       "address": Namespace.guest, "seed": seed, "history": history.path, "tcp": options.connections,
-      "udp": options.udp, "churn": options.churn,
+      "address6": Namespace.guestIPv6, "tcp6": options.ipv6, "udp": options.udp, "churn": options.churn,
       "journal": options.journal, "pause_us": options.pause, "interface": "br0",
     ]
     let text = String(decoding: try JSONSerialization.data(withJSONObject: settings), as: UTF8.self)

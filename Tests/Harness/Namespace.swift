@@ -9,16 +9,19 @@ public final class Namespace: Sendable {
   public let name: String
   public let tap = "tap0"
 
-  /// - Parameter bridged: all taps are ports of one bridge, which has the host's addresses: one network with several
-  ///   machines on it.
-  public init(taps: [String] = ["tap0"], bridged: Bool = false) throws {
+  /// - Parameters:
+  ///   - bridged: all taps are ports of one bridge: one network with several machines on it.
+  ///   - addressed: the bridge has the host's addresses.
+  public init(taps: [String] = ["tap0"], bridged: Bool = false, addressed: Bool = true) throws {
     name = "minivmm-test-\(getpid())-\(UInt32.random(in: 0..<1_000_000))"
     try require("ip", ["netns", "add", name])
     try inside("ip", ["link", "set", "lo", "up"])
     if bridged {
       try inside("ip", ["link", "add", "br0", "type", "bridge"])
-      try inside("ip", ["address", "add", "\(Self.host)/24", "dev", "br0"])
-      try inside("ip", ["address", "add", "fd00::1/64", "dev", "br0", "nodad"])
+      if addressed {
+        try inside("ip", ["address", "add", "\(Self.host)/24", "dev", "br0"])
+        try inside("ip", ["address", "add", "fd00::1/64", "dev", "br0", "nodad"])
+      }
       try inside("ip", ["link", "set", "br0", "up"])
     }
     for (index, tap) in taps.enumerated() {

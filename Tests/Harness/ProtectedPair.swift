@@ -125,7 +125,8 @@ public enum GuestKind: String, Sendable {
       return [
         "--kernel", Environment.labGuest, "--memory", "64M", "--disk", Self.disk(folder, 0), "--cmdline",
         "service=kv,echo,journal\(dirties ? ",dirty" : "")\(burns ? ",burn" : "")"
-          + " dirty=pages:2048,rate:10000,seconds:600 burn=seconds:600 ip=\(Namespace.guest)/24", "--cpus", "\(cpus)",
+          + " dirty=pages:2048,rate:10000,seconds:600 burn=seconds:600 ip=\(Namespace.guest)/24 ip6=\(Namespace.guestIPv6)/64",
+        "--cpus", "\(cpus)",
       ]
     }
     let out = Environment.linuxGuest

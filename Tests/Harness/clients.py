@@ -1,6 +1,7 @@
 """Clients of a key-value store: many connections at once, and a history of what they asked and were told.
 
-ARGV[1] is a JSON object: address, seed, history (path), tcp (pipelining depth of each connection), udp (number of clients),
+ARGV[1] is a JSON object: address, address6, seed, history (path), tcp (pipelining depth of each connection), tcp6 (the same,
+over IPv6), udp (number of clients),
 churn (number of clients that connect again and again),
 journal (number of clients that have blocks written to the disk), pause_us (longest time between two requests of a client),
 interface (for resets). Standard input takes `open DEPTH` (one more connection) and `stop`; standard output says `ready`
@@ -39,10 +40,10 @@ def fail(text):
         say("failure " + text)
 
 
-def count_resets():
+def count_resets(address):
     """Counts TCP resets from the guest that reach the host."""
     global resets
-    for port in capture.resets(settings["address"], settings["interface"]):
+    for port in capture.resets(address, settings["interface"]):
         resets += 1
         fail("a reset of port %d from the guest: %s" % (port, ports.get(port, "nobody's")))
 
@@ -139,19 +140,19 @@ class Client:
 
 
 class Stream(Client):
-    def __init__(self, depth, life=None, kind="TCP", port=6379):
+    def __init__(self, depth, life=None, kind="TCP", port=6379, address=None):
         super().__init__(kind if life is None else "short-lived " + kind)
-        self.port = port
+        self.port, self.address = port, address or settings["address"]
         self.depth, self.life, self.born = depth, life, 0
         self.connect()
 
     def connect(self):
         self.input, self.output, self.connected, self.left = b"", b"", False, self.life
         self.born = time.monotonic_ns()
-        sock = socket.socket()
+        sock = socket.socket(socket.AF_INET6 if ":" in self.address else socket.AF_INET)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
-        sock.connect_ex((settings["address"], self.port))
+        sock.connect_ex((self.address, self.port))
         self.watch(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
     def work(self, now, stopping):
@@ -357,9 +358,12 @@ class Datagrams(Client):
 
 
 def main():
-    threading.Thread(target=count_resets, daemon=True).start()
+    for address in [settings["address"]] + [settings["address6"]] * (len(settings["tcp6"]) > 0):
+        threading.Thread(target=count_resets, args=(address,), daemon=True).start()
     for depth in settings["tcp"]:
         Stream(depth)
+    for depth in settings["tcp6"]:
+        Stream(depth, kind="TCP over IPv6", address=settings["address6"])
     for number in range(settings["udp"]):
         Datagrams(number)
     for number in range(settings["journal"]):

@@ -158,10 +158,74 @@ extension Integration {
       #expect(try space.inside("redis-cli", ["-h", Namespace.guest, "ping"]) == "PONG\n", "it serves unprotected")
     }
 
-    @Test func keyReadableByOthers_isRefused() throws {
-      try FileManager.default.setAttributes([.posixPermissions: 0o644], ofItemAtPath: key)
-      let outcome = try run(Environment.minivmm, ["secondary", "--listen", "127.0.0.1:7001", "--key", key])
-      #expect(outcome.status == 77 && outcome.errors.contains("chmod 600"))
+    /// Neither side takes a key that others can read, or have made.
+    @Test(arguments: ["primary", "secondary"]) func keyOfOthers_isRefused(side: String) throws {
+      let arguments =
+        side == "secondary"
+        ? ["secondary", "--listen", "127.0.0.1:7001", "--key", key]
+        : ["primary", "--kernel", Environment.labGuest, "--replicate", "127.0.0.1:7001", "--key", key]
+      try FileManager.default.setAttributes([.posixPermissions: 0o640], ofItemAtPath: key)
+      let readable = try run(Environment.minivmm, arguments)
+      #expect(readable.status == 77 && readable.errors.contains("chmod 600"), "\(readable.errors)")
+      try FileManager.default.setAttributes([.posixPermissions: 0o600, .ownerAccountID: 65534], ofItemAtPath: key)
+      let foreign = try run(Environment.minivmm, arguments)
+      #expect(foreign.status == 77 && foreign.errors.contains("chown"), "\(foreign.errors)")
+    }
+
+    /// What the secondary can't follow, the primary is told once, with what to do; it serves, and tries again in vain.
+    @Test(arguments: ["none", "two", "larger", "card"]) func otherMachine_thePrimaryHearsWhy(machine: String) throws {
+      let (disk, copy) = (folder.appending(path: "disk").path, folder.appending(path: "copy").path)
+      for (path, size) in [(disk, 1 << 20), (copy, machine == "larger" ? 2 << 20 : 1 << 20), (copy + "2", 1 << 20)] {
+        #expect(FileManager.default.createFile(atPath: path, contents: Data(count: size)))
+      }
+      let disks: [String] =
+        machine == "none" ? [] : ["--disk", copy] + (machine == "two" ? ["--disk", copy + "2"] : [])
+      let second = try Guest(
+        ["secondary", "--listen", "127.0.0.1:7000", "--key", key] + (machine == "card" ? [] : ["--net", "tap=tap1"])
+          + disks, in: space)
+      try second.wait(for: "waiting for a primary", timeout: 10)
+      let first = try Guest(
+        [
+          "primary", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline",
+          "service=kv ip=\(Namespace.guest)/24", "--net", "tap=tap0", "--replicate", "127.0.0.1:7000", "--key", key,
+          "--disk", disk,
+        ], in: space)
+      let reasons = [
+        "none": "the primary's disks are 1, this side's 0; give both as many",
+        "two": "the primary's disks are 1, this side's 2; give both as many",
+        "larger": "truncate -s \(1 << 20) \(copy)",
+        "card": "one side has a network card and the other has none; give both one",
+      ]
+      try first.wait(for: reasons[machine]!, timeout: 20)
+      try second.wait(for: "refused a primary: ", timeout: 10)
+      #expect(staysTrue(for: 4) { first.count(of: "the other side refuses") == 1 }, "\(first.console)")
+      #expect(second.count(of: "refused a primary") == 1, "\(second.console)")
+      #expect(!first.console.contains("now syncing"))
+      #expect(try space.inside("redis-cli", ["-h", Namespace.guest, "ping"]) == "PONG\n", "it serves unprotected")
+      // Cured, it is followed by the same processes.
+      guard machine == "larger" else { return }
+      truncate(copy, 1 << 20)
+      second.signal(SIGTERM)
+      _ = try second.waitForExit()
+      let third = try secondary("tap1", port: 7000, key: nil, "--disk", copy)
+      try first.wait(for: "pair: now primary", timeout: 20)
+      try third.wait(for: "pair: now secondary", timeout: 10)
+    }
+
+    /// Connections that say nothing, too little, or nonsense, many and without end, do not keep a primary out.
+    @Test func slowAndWrongCallers_keepNobodyOut() throws {
+      let second = try secondary("tap1")
+      let program = Environment.root.appending(path: "Tests/Harness/callers.py").path
+      let callers = try Guest([program, "127.0.0.1", "7000", "60"], in: space, binary: "python3")
+      try callers.wait(for: "calling", timeout: 10)
+      let first = try primary("colo")
+      try first.wait(for: "lab: ready", timeout: 20)
+      try first.wait(for: "pair: a secondary is at", timeout: 2)
+      try first.wait(for: "pair: now primary", timeout: 10)
+      let client = try space.connect(port: 6379)
+      try count(on: client, from: 1, to: 60, moment: 30) { first.signal(SIGKILL) }
+      try second.wait(for: "pair: now alone", timeout: 10)
+      #expect(callers.isRunning)
     }
   }
 }

@@ -10,7 +10,8 @@ import Testing
     .configuration([1, 2, 3]), .input(card: 0, number: 7, frame: [9]), .inputAcknowledged(card: 1, count: 1 << 40),
     .output(card: 0, base: 3, frame: []), .disk(index: 1, epoch: 2, position: 512, count: 0, zero: 0, bytes: [1, 2]),
     .pages(epoch: 5, run: [UInt8](repeating: 3, count: 100)),
-    .checkpoint(epoch: 6, pages: 12, given: [4, 5], mappings: [2], held: [[], [3, 4]], wait: 9, state: [1]),
+    .checkpoint(
+      epoch: 6, pages: 12, given: [4, 5], mappings: [2], addresses: [7], held: [[], [3, 4]], wait: 9, state: [1]),
     .received(epoch: 6),
     .loaded(epoch: 6, nanoseconds: 9),
     .heartbeat(term: 1, sequence: 2), .farewell(guestEnded: true), .admission(refusal: "busy"), .takeOver,
@@ -151,11 +152,6 @@ import Testing
     return (mine, box.value.withLock { $0 })
   }
 
-  private final class Body: Sendable {
-    let run: @Sendable () -> Void
-    init(_ run: @escaping @Sendable () -> Void) { self.run = run }
-  }
-
   @Test func sameKey_messagesArrive() throws {
     let (a, b) = connect()
     let (one, two) = (try #require(a), try #require(b))
@@ -214,14 +210,15 @@ import Testing
     let (a, b) = connect()
     let (primary, secondary) = (try #require(a), try #require(b))
     secondary.refuse("busy")
-    #expect(throws: ChannelError.refused("busy")) { try primary.awaitAdmission(within: 1000) }
+    #expect(throws: ChannelError.refused("busy")) { try primary.awaitAdmission([1], within: 1000) }
     let (c, d) = connect()
     let (next, other) = (try #require(c), try #require(d))
-    #expect(throws: ChannelError.timedOut) { try next.awaitAdmission(within: 50) }
+    #expect(throws: ChannelError.timedOut) { try next.awaitAdmission([1], within: 50) }
+    #expect(try other.receiveConfiguration() == [1])
     try other.admit()
     sendQueued(other)
-    try next.awaitAdmission(within: 1000)
-    #expect(other.bytesSent > 0)
+    try next.awaitAdmission([2], within: 1000)
+    #expect(try other.receiveConfiguration() == [2])
   }
 
   @Test func fullQueue_isTold() throws {

@@ -47,6 +47,19 @@ import Testing
     #expect(detector.isDead(now: now + 101 * Self.millisecond))
   }
 
+  /// A refusal can be anybody's: what comes afterwards counts. And what has never come is known as such.
+  @Test func endedPath_livesAgainWithTheNextSign() {
+    var detector = FailureDetector(paths: 2, interval: 10 * Self.millisecond, now: 0)
+    #expect(!detector.isHeard(path: 0) && !detector.isHeard(path: 1))
+    detector.ended(path: 1)
+    detector.arrived(path: 1, now: 10 * Self.millisecond)
+    detector.ended(path: 0)
+    #expect(!detector.isHeard(path: 0) && detector.isHeard(path: 1))
+    #expect(!detector.isDead(now: 11 * Self.millisecond))
+    detector.ended(path: 1)
+    #expect(detector.isDead(now: 11 * Self.millisecond))
+  }
+
   @Test func unknownPath_andTimeGoingBack_areHarmless() {
     var detector = FailureDetector(paths: 1, interval: Self.millisecond, now: 50 * Self.millisecond)
     detector.arrived(path: 7, now: 60 * Self.millisecond)

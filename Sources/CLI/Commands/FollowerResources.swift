@@ -14,7 +14,7 @@ struct FollowerResources: Sendable {
   private var tap: TapBackend?
   private var disks: [DiskFile] = []
   /// The second way of signs of life, towards the primary.
-  let beats: BeatPath?
+  let beats: BeatPath
   let shrink: Shrink
   /// For the threads that make and follow: what they hear comes from another host.
   let filters: SeccompFilters
@@ -47,7 +47,7 @@ struct FollowerResources: Sendable {
     }
     guard description.disks.count == disks.count else {
       throw Failure(
-        "the primary has \(description.disks.count) disks, this side \(disks.count); give as many", .badData)
+        "the primary's disks are \(description.disks.count), this side's \(disks.count); give both as many", .badData)
     }
     guard description.mac.isEmpty == (tap == nil) else {
       throw Failure("one side has a network card and the other has none; give both one", .badData)
@@ -57,7 +57,7 @@ struct FollowerResources: Sendable {
     settings.description.rollsBack = true
     settings.description.dirtyTracking = .bitmap
     let successor = try PrimarySide(
-      PrimarySide.Options(mode: description.mode, period: description.period), tap: tap, beats: next?.beats())
+      PrimarySide.Options(mode: description.mode, period: description.period), tap: tap)
     var backend: PairBackend?
     if let tap {
       let made = try PairBackend(tap: tap, side: .following, gate: successor.gate, log: InputLog(), traffic: side)

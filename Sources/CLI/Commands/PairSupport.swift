@@ -28,10 +28,14 @@ struct Duration: ExpressibleByArgument, Equatable, Sendable {
 
 /// The key both sides of a pair share.
 enum PairKey {
-  /// Reads a key file: 32 bytes at least, for its owner alone.
+  /// Reads a key file: 32 bytes at least, this user's or root's, and for its owner alone.
   static func read(_ path: String) throws -> SharedKey {
     let descriptor = try RunCommand.open(path, what: "key")
     defer { lx_close(descriptor) }
+    guard lx_file_is_own(descriptor) != 0 else {
+      throw Failure(
+        "key \(path) is another user's, who can read and change it; run: chown $USER \(path)", .noPermission)
+    }
     guard lx_file_mode(descriptor) & 0o077 == 0 else {
       throw Failure("key \(path) can be read by others; run: chmod 600 \(path)", .noPermission)
     }

@@ -66,7 +66,7 @@ struct PrimaryCommand: ParsableCommand {
       tap = try TapBackend(name: name)
     }
     let target = Protection.Target(address: replicate, heartbeat: heartbeat, key: key)
-    let side = try PrimarySide(options, tap: tap, beats: target.beats())
+    let side = try PrimarySide(options, tap: tap)
     var backend: PairBackend?
     if let tap {
       let made = try PairBackend(tap: tap, side: .serving, gate: side.gate, log: InputLog(), traffic: side)

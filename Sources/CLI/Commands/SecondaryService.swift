@@ -34,6 +34,8 @@ final class SecondaryService: EventHandler {
   /// An eventfd: a takeover is done.
   private let turned: CInt
   private let phase = Mutex(Phase.waiting)
+  /// What was said last of somebody who is not followed.
+  private let told = Mutex((line: "", time: UInt64(0)))
 
   init(
     _ main: MainLoop, _ settings: MachineSettings, _ resources: FollowerResources, listener: CInt, address: String,
@@ -59,33 +61,33 @@ final class SecondaryService: EventHandler {
 
   // MARK: Connections
 
+  /// Says why somebody is not followed: not the same twice in a row, as whoever is refused tries again, nor more than a line a
+  /// second, as anybody can connect.
+  private func say(_ line: String) {
+    let now = lx_monotonic_ns()
+    let isNew = told.withLock { told in
+      guard told.line != line, now - told.time > 1_000_000_000 else { return false }
+      told = (line, now)
+      return true
+    }
+    if isNew { tell(line) }
+  }
+
   /// The threads that it starts inherit its filter.
   private func listen() {
     AssembledMachine.restrict(resources.filters, .pair)
-    var told = ""
     var follower: HostThread?
-    func say(_ line: String) {
-      // Whoever is refused tries again, several times a second.
-      if told != line { tell(line) }
-      told = line
-    }
-    while true {
-      let descriptor = lx_tcp_accept(listener)
-      if descriptor == -EINVAL { return }
-      guard descriptor >= 0 else { continue }
-      do throws(ChannelError) {
-        let channel = try Channel(descriptor: descriptor, side: .secondary, key: key)
-        guard let side = free() else {
-          say("pair: refused another primary")
-          channel.refuse("it follows another primary; stop that one, or give this one a secondary of its own")
-          continue
-        }
-        told = ""
-        // The last one has said that it is done.
-        follower?.join()
-        follower = try? HostThread.start(name: "pair-follow") { [self] in follow(channel, side) }
-        if follower == nil { phase.withLock { $0 = .waiting } }
-      } catch { say("pair: refused a connection: \(error)") }
+    let reception = Reception(listener: listener, key: key)
+    while let channel = reception.next(refused: { say("pair: refused a connection: \($0)") }) {
+      guard let side = free() else {
+        say("pair: refused another primary")
+        channel.refuse("it follows another primary; stop that one, or give this one a secondary of its own")
+        continue
+      }
+      // The last one has said that it is done.
+      follower?.join()
+      follower = try? HostThread.start(name: "pair-follow") { [self] in follow(channel, side) }
+      if follower == nil { phase.withLock { $0 = .waiting } }
     }
   }
 
@@ -96,6 +98,7 @@ final class SecondaryService: EventHandler {
       let side = SecondarySide(refreshes: resources.refreshes, beats: resources.beats, shrink: resources.shrink)
       side.onRole = { tell("pair: now \($0.rawValue): \($1)") }
       // All that a secondary has to tell: its guest ended where the primary's has not.
+      side.tellOfPaths { tell("pair: \($0)") }
       side.tellProgress { [sink] in tell("pair: \($0); it said: …\(sink?.lastUnheard ?? "")") }
       phase = .following(side)
       return side
@@ -114,7 +117,7 @@ final class SecondaryService: EventHandler {
       kept.withLock { $0 = (session, made.successor, protection) }
       return made
     }
-    let made = kept.withLock { $0.take() }
+    var made = kept.withLock { $0.take() }
     switch ending {
     case .tookOver:
       guard let made else { return }
@@ -124,8 +127,14 @@ final class SecondaryService: EventHandler {
       lx_eventfd_signal(turned)
     case .neverJoined(let why):
       made?.session.assembled.shutDown()
+      made = nil
       phase.withLock { $0 = .waiting }
-      tell("pair: lost a primary before its first checkpoint: \(why); waiting for another at \(address)")
+      say("pair: lost a primary before its first checkpoint: \(why); waiting for another at \(address)")
+    case .refused(let why):
+      made?.session.assembled.shutDown()
+      made = nil
+      phase.withLock { $0 = .waiting }
+      say("pair: refused a primary: \(why)")
     case .guestEnded:
       tell("pair: the guest has ended")
       phase.withLock { $0 = .over }

@@ -26,6 +26,11 @@ enum StatusText {
     } else {
       rows.append(("loaded", "checkpoint \(pair.loaded)"))
     }
+    if let signs = pair.signs {
+      func ago(_ milliseconds: Double?) -> String { milliseconds.map { "\(Int($0)) ms ago" } ?? "never" }
+      let text = "channel \(ago(signs.channelMilliseconds)), beats \(ago(signs.beatsMilliseconds))"
+      rows.append(("signs of life", text))
+    }
     if let active = pair.activeCPUs { rows.append(("active CPUs", "\(active)")) }
     if let copying = pair.copying { rows.append(("first copy", "\(Int(copying * 100)) %")) }
     if let causes = pair.checkpoints { rows.append(("checkpoints", counts(causes))) }

@@ -101,7 +101,8 @@ int lx_unix_socket(int type);
 int lx_unix_connect(int fd, const char *path);
 int lx_unix_listen(int fd, const char *path, int backlog);
 int lx_accept(int fd);
-// A TCP socket for "host:port", without Nagle's delay; blocks. -EADDRNOTAVAIL when the name can't be resolved.
+// A TCP socket for "host:port", without Nagle's delay; waits for each of the name's addresses for 1.5 s at the most.
+// -EADDRNOTAVAIL when the name can't be resolved.
 int lx_tcp_connect(const char *address);
 int lx_tcp_listen(const char *address);
 int lx_tcp_accept(int fd);
@@ -110,11 +111,15 @@ int lx_local_port(int fd);
 // A UDP socket that does not block: bound to "host:port", or connected to it.
 int lx_udp_listen(const char *address);
 int lx_udp_connect(const char *address);
+// One that is connected to the address and port to which a TCP socket is.
+int lx_udp_connect_beside(int tcp);
 // A datagram and where it came from; lx_udp_answer makes that the socket's peer, NULL gives it none again.
 ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct sockaddr_storage *from);
 int lx_udp_answer(int fd, const struct sockaddr_storage *peer);
 // Permission bits of an open file.
 int lx_file_mode(int fd);
+// Whether an open file is this process's user's, or root's.
+int lx_file_is_own(int fd);
 int lx_set_file_mode(int fd, int mode);
 /// recvmsg of bytes and at most one descriptor (SCM_RIGHTS); *received_fd is -1 when there was none.
 ssize_t lx_receive_fd(int fd, void *buffer, size_t count, int *received_fd);

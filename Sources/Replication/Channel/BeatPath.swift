@@ -53,6 +53,14 @@ public final class BeatPath: Sendable {
     guard descriptor >= 0 else { throw .system(operation: "opening UDP \(address)", errno: -descriptor) }
   }
 
+  /// To where a TCP socket is connected: the same address and port.
+  public init(beside channel: CInt) throws(ChannelError) {
+    descriptor = lx_udp_connect_beside(channel)
+    listens = false
+    state = Mutex(State(hasPeer: true))
+    guard descriptor >= 0 else { throw .system(operation: "opening UDP beside TCP", errno: -descriptor) }
+  }
+
   deinit { if descriptor >= 0 { lx_close(descriptor) } }
 
   /// Beats belong to this channel from now on.

@@ -61,18 +61,36 @@ public final class Channel: Sendable {
   /// Bytes that may wait to be sent; a peer that does not read must not fill our memory.
   public let queueLimit: Int
 
+  /// Milliseconds for a whole handshake.
+  public static let handshakeTime: UInt64 = 2000
+
   /// Shakes hands on a connected socket, which it then owns. Blocks for ``timeout`` at most.
   /// - Parameter timeout: milliseconds for the whole handshake.
-  public init(
-    descriptor: CInt, side: Side, key: SharedKey, timeout: UInt64 = 2000, queueLimit: Int = 256 << 20
+  public convenience init(
+    descriptor: CInt, side: Side, key: SharedKey, timeout: UInt64 = handshakeTime, queueLimit: Int = 256 << 20
   ) throws(ChannelError) {
+    let deadline = lx_monotonic_ns() + timeout * 1_000_000
+    var keys: Keys?
     // What fails here has no deinit.
     do throws(ChannelError) {
-      keys = try Handshake.keys(descriptor, side, key, timeout: timeout)
+      let handshake = try Handshake(descriptor, side, key)
+      while keys == nil {
+        keys = try handshake.proceed()
+        let now = lx_monotonic_ns()
+        guard keys != nil || now < deadline else { throw .timedOut }
+        if keys == nil { HostWait.readable(descriptor, timeout: CInt((deadline - now) / 1_000_000) + 1) }
+      }
     } catch {
       lx_close(descriptor)
       throw error
     }
+    guard let keys else { throw .timedOut }
+    self.init(descriptor: descriptor, keys: keys, queueLimit: queueLimit)
+  }
+
+  /// A socket whose handshake is done.
+  init(descriptor: CInt, keys: Keys, queueLimit: Int = 256 << 20) {
+    self.keys = keys
     self.descriptor = descriptor
     self.queueLimit = queueLimit
     wire = Mutex(Wire(code: RecordCode(keys.send)))

@@ -17,11 +17,13 @@ public enum Message: Equatable, Sendable {
   /// Primary: pages of checkpoint `epoch`, coded by ``PageRun``.
   case pages(epoch: UInt64, run: [UInt8])
   /// Primary: the rest of checkpoint `epoch`, which ends here: machine state, and how many frames of input each card had
-  /// been given, which sequence numbers are mapped (``SequenceMapper/encoded``), and what clients may see only after it
+  /// been given, which sequence numbers are mapped (``SequenceMapper/encoded``), whose addresses the card has
+  /// (``CardAddresses/encoded``), and what clients may see only after it
   /// (``OutputGate/held(frames:bytes:)``). With the count of pages, so that none is missed; and how long output that did not
   /// leave at once or early was held since the last one, in microseconds, on average.
   case checkpoint(
-    epoch: UInt64, pages: UInt64, given: [UInt64], mappings: [UInt8], held: [[UInt8]], wait: UInt32, state: [UInt8])
+    epoch: UInt64, pages: UInt64, given: [UInt64], mappings: [UInt8], addresses: [UInt8], held: [[UInt8]], wait: UInt32,
+    state: [UInt8])
   /// Secondary: it holds checkpoint `epoch` whole.
   case received(epoch: UInt64)
   /// Secondary: its machine stands on checkpoint `epoch`, which took so long.
@@ -114,12 +116,13 @@ extension Message {
     case .pages(let epoch, let run):
       out.put(epoch)
       out.put(run)
-    case .checkpoint(let epoch, let pages, let given, let mappings, let held, let wait, let state):
+    case .checkpoint(let epoch, let pages, let given, let mappings, let addresses, let held, let wait, let state):
       out.put(epoch)
       out.put(pages)
       out.put(UInt8(given.count))
       for count in given { out.put(count) }
       out.put(mappings)
+      out.put(addresses)
       out.put(UInt32(held.count))
       for frame in held { out.put(frame) }
       out.put(wait)
@@ -177,11 +180,12 @@ extension Message {
       var given: [UInt64] = []
       for _ in 0..<(try reader.get(UInt8.self)) { given.append(try reader.get()) }
       let mappings: [UInt8] = try reader.get()
+      let addresses: [UInt8] = try reader.get()
       var held: [[UInt8]] = []
       for _ in 0..<(try reader.get(UInt32.self)) { held.append(try reader.get()) }
       self = .checkpoint(
-        epoch: epoch, pages: pages, given: given, mappings: mappings, held: held, wait: try reader.get(),
-        state: try reader.get())
+        epoch: epoch, pages: pages, given: given, mappings: mappings, addresses: addresses, held: held,
+        wait: try reader.get(), state: try reader.get())
     case 8: self = .received(epoch: try reader.get())
     case 9: self = .loaded(epoch: try reader.get(), nanoseconds: try reader.get())
     case 10: self = .heartbeat(term: try reader.get(), sequence: try reader.get())

@@ -22,3 +22,14 @@ struct ChecksumUpdate {
     return ~UInt16(sum)
   }
 }
+
+/// The Internet checksum of whole pieces.
+enum Checksum {
+  /// The ones' complement sum of 16-bit words (RFC 1071), not yet inverted; an odd last byte is left out.
+  static func sum(_ bytes: [UInt8], _ range: Range<Int>, _ start: UInt32) -> UInt16 {
+    var sum = start
+    for at in stride(from: range.lowerBound, to: range.upperBound - 1, by: 2) { sum += UInt32(bytes.span.load16(at)) }
+    while sum > 0xffff { sum = sum & 0xffff + sum >> 16 }
+    return UInt16(sum)
+  }
+}

@@ -45,26 +45,18 @@ public enum ResetFrame {
     if frame.key.version == 4 {
       store(UInt16(reset.count - network), &reset, at: network + 2)
       store(0, &reset, at: network + 10)
-      store(~sum(reset, network..<transport, 0), &reset, at: network + 10)
+      store(~Checksum.sum(reset, network..<transport, 0), &reset, at: network + 10)
     } else {
       store(UInt16(reset.count - network - 40), &reset, at: network + 4)
     }
     let addresses = frame.key.version == 4 ? network + 12..<network + 20 : network + 8..<network + 40
     // The pseudo-header: addresses, protocol, length.
-    let pseudo = UInt32(sum(reset, addresses, UInt32(length) + 6))
-    store(~sum(reset, transport..<transport + 20, pseudo), &reset, at: transport + 16)
+    let pseudo = UInt32(Checksum.sum(reset, addresses, UInt32(length) + 6))
+    store(~Checksum.sum(reset, transport..<transport + 20, pseudo), &reset, at: transport + 16)
   }
 
   private static func store(_ value: UInt16, _ bytes: inout [UInt8], at offset: Int) {
     var span = bytes.mutableSpan
     span.store16(value, at: offset)
-  }
-
-  /// The ones' complement sum of 16-bit words (RFC 1071).
-  private static func sum(_ bytes: [UInt8], _ range: Range<Int>, _ start: UInt32) -> UInt16 {
-    var sum = start
-    for at in stride(from: range.lowerBound, to: range.upperBound - 1, by: 2) { sum += UInt32(bytes.span.load16(at)) }
-    while sum > 0xffff { sum = sum & 0xffff + sum >> 16 }
-    return UInt16(sum)
   }
 }

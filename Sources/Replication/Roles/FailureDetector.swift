@@ -9,6 +9,7 @@ public struct FailureDetector: Sendable {
     var last: UInt64
     var mean: Double
     var deviation = 0.0
+    var isHeard = false
     var hasEnded = false
   }
 
@@ -37,9 +38,14 @@ public struct FailureDetector: Sendable {
     paths[path].mean += error / 8
     paths[path].deviation += (abs(error) - paths[path].deviation) / (abs(error) > paths[path].deviation ? 4 : 16)
     paths[path].last = max(paths[path].last, now)
+    // What was taken for its end (a refusal that anybody can have sent) was none.
+    (paths[path].isHeard, paths[path].hasEnded) = (true, false)
   }
 
-  /// Nothing more comes this way, for certain.
+  /// Whether a sign of life has ever come this way.
+  public func isHeard(path: Int) -> Bool { paths[path].isHeard }
+
+  /// Nothing more comes this way, as far as can be known.
   public mutating func ended(path: Int) { paths[path].hasEnded = true }
 
   /// How long a path has been silent, in nanoseconds.

@@ -41,7 +41,7 @@ public struct RoundRunner {
     options.connections = (0..<round.load.connections).map { $0 % 2 == 0 ? 1 : 4 }
     options.pause = round.load.pause
     // Linux has neither the journal nor one store for both protocols.
-    if guest == .linux { (options.journal, options.udp) = (0, 0) }
+    if guest == .linux { (options.journal, options.udp, options.ipv6) = (0, 0, []) }
     let load = try Load(options, seed: round.seed, in: pair.space, history: folder.appending(path: "history.jsonl"))
     try load.waitUntilReady()
     _ = try pair.addSecondary(faults: secondaryFaults.compactMap { $0 })

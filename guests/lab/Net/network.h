@@ -19,6 +19,10 @@ static inline uint32_t tcp_send_space(const struct tcp_pcb *p) { return tcp_sndb
 static inline uint32_t tcp_send_queue_length(const struct tcp_pcb *p) { return tcp_sndqueuelen(p); }
 static inline void tcp_no_delay(struct tcp_pcb *p) { tcp_nagle_disable(p); }
 static inline void tcp_keep_alive(struct tcp_pcb *p) { ip_set_option(p, SOF_KEEPALIVE); }
+static inline ip_addr_t ip_addr_v4(uint32_t address) {
+  ip_addr_t whole = IPADDR4_INIT(address);
+  return whole;
+}
 static inline void pcb_reuse_address(struct tcp_pcb *p) { ip_set_option(p, SOF_REUSEADDR); }
 /// The sequence number of what is given to TCP next.
 static inline uint32_t tcp_next_sequence(const struct tcp_pcb *p) { return p->snd_lbb; }

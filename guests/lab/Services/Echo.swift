@@ -54,6 +54,8 @@ private struct EchoConnection {
   var pending: UnsafeMutablePointer<pbuf>?
   /// The client has sent all: close when everything is sent back.
   var peerClosed: Bool
+  /// Told when the connection is over.
+  var ended: (@convention(c) () -> Void)?
 }
 
 extension Echo {
@@ -62,11 +64,12 @@ extension Echo {
   private static let limit = 128
   nonisolated(unsafe) private static var connections = Connection.unset
 
-  fileprivate static func accept(_ pcb: UnsafeMutablePointer<tcp_pcb>) -> err_t {
+  /// Serves a connection, whoever opened it.
+  static func accept(_ pcb: UnsafeMutablePointer<tcp_pcb>, ended: (@convention(c) () -> Void)? = nil) -> err_t {
     if connections.isUnset { connections = Arena.takeZeroed(EchoConnection.self, count: limit) }
     for i in 0..<limit where connections[i].pcb == nil {
       let c = connections + i
-      c.initialize(to: EchoConnection(pcb: pcb, pending: nil, peerClosed: false))
+      c.initialize(to: EchoConnection(pcb: pcb, pending: nil, peerClosed: false, ended: ended))
       tcp_no_delay(pcb)
       tcp_arg(pcb, c)
       tcp_recv(pcb) { c, _, data, _ in Echo.received(c!.assumingMemoryBound(to: EchoConnection.self), data) }
@@ -116,5 +119,6 @@ extension Echo {
     if let pending = c.pointee.pending { pbuf_free(pending) }
     c.pointee.pending = nil
     c.pointee.pcb = nil
+    c.pointee.ended?()
   }
 }

@@ -1,7 +1,7 @@
 import LabC
 
-/// What the guest does, as `service=a,b,…` says. Services that serve (echo, kv, bulk, journal, dirty, idle) start first; those that
-/// end (disk, burn, exits, hostile) then run one after another in the order given, beside the serving ones, and so do
+/// What the guest does, as `service=a,b,…` says. Services that serve (echo, kv, bulk, journal, dial, dirty, idle) start first; those
+/// that end (disk, burn, exits, hostile) then run one after another in the order given, beside the serving ones, and so do
 /// poweroff, reset, crash and panic. With nothing that serves, the guest powers off after the last one.
 enum Services {
   nonisolated(unsafe) private static var rest = Bytes(start: emptyBytes, count: 0)
@@ -22,7 +22,9 @@ enum Services {
     if let text = CommandLine.value("print") { Console.line { $0.bytes(text) } }
     rest = CommandLine.value("service") ?? rest
     isServing = rest.isEmpty || wants("idle")
-    let serves = rest.isEmpty || wants("idle") || wants("echo") || wants("kv") || wants("bulk") || wants("journal")
+    let serves =
+      rest.isEmpty || wants("idle") || wants("echo") || wants("kv") || wants("bulk") || wants("journal")
+      || wants("dial")
     let addressed = CommandLine.value("ip") != nil || CommandLine.value("ip6") != nil
     let network = serves && addressed && Interface.setUp()
     if network { startNetworkServices() }
@@ -39,6 +41,7 @@ enum Services {
     isServing = true
     if wants("echo") { Echo.start() }
     if wants("bulk") { Bulk.start() }
+    if wants("dial") { Dial.start() }
     if wants("journal") { Journal.start() }
   }
 

@@ -1,0 +1,79 @@
+import Foundation
+import Harness
+import Testing
+
+extension Integration {
+  /// What the network sees of a takeover, besides the guest's clients.
+  @Suite(
+    "Network at a takeover",
+    .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
+    .timeLimit(.minutes(3)))
+  struct TakeoverNetwork {
+    private let space: Namespace
+    private let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-net-\(UUID())")
+    private var key: String { folder.appending(path: "key").path }
+
+    init() throws {
+      space = try Namespace(taps: ["tap0", "tap1"], bridged: true)
+      try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+      let bytes = Data((0..<32).map { _ in UInt8.random(in: 0...255) })
+      #expect(FileManager.default.createFile(atPath: key, contents: bytes, attributes: [.posixPermissions: 0o600]))
+    }
+
+    private func pair(_ mode: String, _ cmdline: String) throws -> (Guest, Guest) {
+      let second = try Guest(
+        ["secondary", "--listen", "127.0.0.1:7000", "--key", key, "--net", "tap=tap1"], in: space)
+      try second.wait(for: "waiting for a primary", timeout: 10)
+      let first = try Guest(
+        [
+          "primary", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline", cmdline, "--net",
+          "tap=tap0,mac=52:54:00:00:00:77", "--replicate", "127.0.0.1:7000", "--key", key, "--mode", mode,
+        ], in: space)
+      try first.wait(for: "pair: now primary", timeout: 30)
+      try second.wait(for: "pair: now secondary", timeout: 30)
+      return (first, second)
+    }
+
+    private func program(_ name: String, _ arguments: String...) throws -> Guest {
+      let path = Environment.root.appending(path: "Tests/Harness/\(name)").path
+      return try Guest([path] + arguments, in: space, binary: "python3")
+    }
+
+    /// Neighbours learn at once where the guest is, however silent it was before.
+    @Test(arguments: ["remus", "colo"]) func takeover_announcesEveryAddress(mode: String) throws {
+      let (first, second) = try pair(
+        mode, "service=kv ip=\(Namespace.guest)/24 ip6=\(Namespace.guestIPv6)/64")
+      for address in [Namespace.guest, Namespace.guestIPv6] {
+        let client = try space.connect(port: 6379, to: address)
+        #expect(try client.exchange("PING\r\n", expecting: "+PONG\r\n"))
+      }
+      // What was said lately is not what is known of it.
+      sleep(1)
+      let capture = try program("capture.py", "br0")
+      try capture.wait(for: "capturing", timeout: 10)
+      first.signal(SIGKILL)
+      try second.wait(for: "pair: now alone", timeout: 10)
+      for line in ["rarp -", "arp \(Namespace.guest)", "neighbour \(Namespace.guestIPv6)"] {
+        try capture.wait(for: "\(line) 52:54:00:00:00:77", timeout: 5)
+      }
+    }
+
+    /// A connection that the guest has opened is one like any other.
+    @Test(arguments: ["remus", "colo", "colo++"], [true, false])
+    func connectionOpenedByTheGuest_goesOn(mode: String, isOld: Bool) throws {
+      let cmdline = "service=echo,dial dial=\(Namespace.host):9000 ip=\(Namespace.guest)/24"
+      // Opened before the pair is formed, or between two checkpoints.
+      var server = isOld ? try program("server.py", Namespace.host, "9000") : nil
+      let (first, second) = try pair(mode, cmdline)
+      if server == nil { server = try program("server.py", Namespace.host, "9000") }
+      let client = try #require(server)
+      try client.wait(for: "connected \(Namespace.guest)", timeout: 10)
+      try client.wait(for: "exchange 20;", timeout: 20)
+      first.signal(SIGKILL)
+      try second.wait(for: "pair: now alone", timeout: 10)
+      let seen = client.count(of: "exchange ")
+      try client.wait(for: "exchange \(seen + 50);", timeout: 20)
+      #expect(!client.console.contains("changed") && !client.console.contains("closed"))
+    }
+  }
+}
