@@ -16,6 +16,8 @@ public final class EarlyWatch: Sendable {
   private let state = Mutex(State())
   /// Nothing is left to be looked at.
   private let isSettled = Atomic(true)
+  /// The guest has yet to say some of what was told.
+  private let isOwed = Atomic(false)
 
   public init() {}
 
@@ -38,6 +40,7 @@ public final class EarlyWatch: Sendable {
   /// - Returns: nil when that is more than a primary lets out.
   func add(_ outputs: [EarlyOutput], epoch: UInt64) -> Report? {
     state.withLock { state in
+      defer { noteOwed(&state) }
       for output in outputs where state.ledger?.add(output, epoch: epoch) != true { return nil }
       return report([], &state)
     }
@@ -55,6 +58,7 @@ public final class EarlyWatch: Sendable {
   func said(_ frame: [UInt8], isMarked: Bool) -> Report {
     state.withLock { state in
       let isSent = state.ledger?.said(frame, header: NetHeader.size, isMarked: isMarked) != false
+      noteOwed(&state)
       return report(isSent ? [frame] : [], &state)
     }
   }
@@ -64,8 +68,41 @@ public final class EarlyWatch: Sendable {
       base: state.ledger?.checkpoint ?? 0, frames: frames, contradictions: state.ledger?.takeContradictions() ?? [])
   }
 
-  func received(_ epoch: UInt64) { state.withLock { $0.ledger?.received(epoch: epoch) } }
-  func loaded(_ epoch: UInt64) { state.withLock { $0.ledger?.loaded(epoch: epoch) } }
+  func received(_ epoch: UInt64) {
+    state.withLock { state in
+      state.ledger?.received(epoch: epoch)
+      noteOwed(&state)
+    }
+  }
+
+  func loaded(_ epoch: UInt64) {
+    state.withLock { state in
+      state.ledger?.loaded(epoch: epoch)
+      noteOwed(&state)
+    }
+  }
+
+  private func noteOwed(_ state: inout State) {
+    isOwed.store(state.ledger?.isEmpty == false, ordering: .releasing)
+  }
+
+  // MARK: Following, and after a takeover
+
+  /// What is about to be given to the guest, as the wire numbers it. A client has read what left early and says so; this guest may
+  /// have yet to say it, and would drop what acknowledges bytes that it has not sent: so the frame is made to acknowledge what it
+  /// has.
+  func giving(_ frame: UnsafeMutableRawBufferPointer) {
+    guard isOwed.load(ordering: .acquiring), frame.count > NetHeader.size else { return }
+    let parsed = unsafe Frame(UnsafeRawBufferPointer(frame), header: NetHeader.size)
+    guard parsed.kind == .tcp, parsed.flags.contains(.ack), parsed.flags.isDisjoint(with: [.syn, .rst]) else { return }
+    let known = state.withLock { $0.ledger?.acknowledgeable(parsed.key.reversed) }
+    guard let known, Int32(bitPattern: parsed.acknowledgement &- known) > 0 else { return }
+    let isPartial = unsafe NetHeader.isPartial(frame)
+    unsafe UnsafeMutableRawBufferPointer(rebasing: frame[NetHeader.size...]).withMemoryRebound(to: UInt8.self) {
+      var bytes = unsafe MutableSpan(_unsafeElements: $0)
+      SequenceMapper.acknowledge(known, &bytes, parsed, isPartial: isPartial)
+    }
+  }
 
   // MARK: Taking over, and serving
 
@@ -79,6 +116,7 @@ public final class EarlyWatch: Sendable {
         log.add(again.map { given[$0] })
       }
       let resets = settle(&state)
+      noteOwed(&state)
       isSettled.store(state.ledger?.isEmpty != false && state.resets.isEmpty, ordering: .releasing)
       return resets
     }
@@ -121,6 +159,7 @@ public final class EarlyWatch: Sendable {
     return state.withLock { state in
       if state.resets[parsed.key] == nil, state.ledger?.awaits(parsed.key) == true {
         _ = state.ledger?.said(unsafe Array(frame), header: NetHeader.size, isMarked: false)
+        defer { noteOwed(&state) }
         if let reset = settle(&state).first { return .replace(reset) }
         isSettled.store(state.ledger?.isEmpty != false && state.resets.isEmpty, ordering: .releasing)
       }

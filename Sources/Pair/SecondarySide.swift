@@ -159,7 +159,7 @@ public final class SecondarySide: PairTraffic {
       peer.replaced()
       try? channel.send(.heartbeat(term: peer.term, sequence: 0))
       for _ in 0..<20 where !channel.isDrained { HostThread.waitReadable(-1, timeoutMilliseconds: 1) }
-      if hasPrimary { awaitEnd(of: channel) }
+      if hasPrimary { awaitEnd(of: channel, parts?.backend?.log) }
     }
     channel.close()
     sender?.join()
@@ -173,10 +173,17 @@ public final class SecondarySide: PairTraffic {
     return takeOver(parts)
   }
 
-  /// Until a primary that lives has heard that it is replaced, and closes; not for long.
-  private func awaitEnd(of channel: Channel) {
+  /// Until a primary that lives has heard that it is replaced, and closes; not for long. What it lets out early until then, it tells
+  /// here; and what comes for its guest, that has not answered, is this one's.
+  func awaitEnd(of channel: Channel, _ log: InputLog?) {
     let deadline = lx_monotonic_ns() + 500_000_000
-    while lx_monotonic_ns() < deadline, (try? channel.receive(within: 100)) != nil {}
+    while lx_monotonic_ns() < deadline, let message = try? channel.receive(within: 100) {
+      switch message {
+      case .early(_, let epoch, let outputs): if early.add(outputs, epoch: epoch) == nil { return }
+      case .input(_, let number, let frame): try? log?.append(number, frame)
+      default: break
+      }
+    }
   }
 
   private func receive(
@@ -188,6 +195,7 @@ public final class SecondarySide: PairTraffic {
     let made = try make(description)
     parts = made
     state.withLock { $0.registers = made.registers }
+    made.backend?.heed(early)
     FaultPoints.pass(.joining)
     let pageCount = made.machine.memory.pageCount
     let thread = try HostThread.start(name: "pair-load") { [self] in load(made, queue, channel) }
@@ -197,9 +205,7 @@ public final class SecondarySide: PairTraffic {
     var owed: UInt64 = 0
     var hasSaid = false
     while true {
-      let message = try channel.receive()
-      if case .farewell = message {} else if state.withLock({ $0.demanded }) { throw FollowError.demanded }
-      switch message {
+      switch try channel.receive() {
       case .input(_, let number, let frame):
         guard let backend = made.backend else { throw StateError.invalid("input for a machine without a card") }
         try backend.log.append(number, frame)
@@ -276,6 +282,8 @@ public final class SecondarySide: PairTraffic {
         channel.flush()
         hasSaid = false
       }
+      // Whole messages only: what was read counts.
+      if state.withLock({ $0.demanded }) { throw FollowError.demanded }
     }
   }
 

@@ -14,7 +14,7 @@ public struct EarlyLedger: ~Copyable, Sendable {
     case different(EarlyOutput)
   }
 
-  private struct Own {
+  struct Own {
     var sequence: UInt32
     var payload: Range<Int>
     var frame: [UInt8]
@@ -26,8 +26,8 @@ public struct EarlyLedger: ~Copyable, Sendable {
     }
   }
 
-  private struct Flow {
-    /// Not compared yet.
+  struct Flow {
+    /// Not compared yet, in the order of the stream.
     var told: [EarlyOutput] = []
     var wasTold = false
     var own: [Own] = []
@@ -41,10 +41,14 @@ public struct EarlyLedger: ~Copyable, Sendable {
     var askedAcknowledgement: UInt32?
     /// How far the guest has acknowledged since the checkpoint.
     var acknowledged: UInt32?
+    /// How far it has sent since the checkpoint; nil before it has sent anything.
+    var sentUpTo: UInt32?
+    /// What followed the last SYN that it sent.
+    var start: UInt32?
     var newest: [UInt8]?
   }
 
-  private enum Item {
+  enum Item {
     case told(EarlyOutput)
     case asked(AskedOutput)
   }
@@ -52,11 +56,12 @@ public struct EarlyLedger: ~Copyable, Sendable {
   private var code: RecordCode
   /// The checkpoint from which the guest goes on.
   private var base: UInt64 = 0
-  private var flows: [FlowKey: Flow] = [:]
-  /// Of epochs to which the guest has not come.
+  var flows: [FlowKey: Flow] = [:]
+  /// Of epochs to which the guest has not come, and where the first of these in each flow begins.
   private var ahead: [(epoch: UInt64, item: Item)] = []
-  private var pieces = 0
-  private var ownBytes = 0
+  var aheadFrom: [FlowKey: UInt32] = [:]
+  var pieces = 0
+  var ownBytes = 0
   /// Not everything that the guest has said is kept.
   private var hasForgotten = false
   private var equal: UInt64 = 0
@@ -76,7 +81,12 @@ public struct EarlyLedger: ~Copyable, Sendable {
     // The next epoch's may come before the checkpoint in between.
     guard pieces < 2 * Self.pieceLimit else { return false }
     pieces += 1
-    if epoch == base + 1 { take(output) } else { ahead.append((epoch, .told(output))) }
+    if epoch == base + 1 {
+      take(output)
+    } else {
+      ahead.append((epoch, .told(output)))
+      if aheadFrom[output.flow] == nil { aheadFrom[output.flow] = output.sequence }
+    }
     return true
   }
 
@@ -135,6 +145,7 @@ public struct EarlyLedger: ~Copyable, Sendable {
       if frame.flags.contains(.ack), flow.acknowledged.map({ isAfter(frame.acknowledgement, $0) }) != false {
         flow.acknowledged = frame.acknowledgement
       }
+      ledger.sent(frame, &flow)
       guard !payload.isEmpty, isKept else { return true }
       if let asked = flow.askedUpTo, isAfter(asked, frame.sequence) { own.isWithheld = false }
       flow.own.append(own)
@@ -247,7 +258,13 @@ public struct EarlyLedger: ~Copyable, Sendable {
   }
 
   private mutating func count() {
-    pieces = ahead.count { if case .told = $0.item { true } else { false } }
+    pieces = 0
+    aheadFrom.removeAll(keepingCapacity: true)
+    for (_, item) in ahead {
+      guard case .told(let output) = item else { continue }
+      pieces += 1
+      if aheadFrom[output.flow] == nil { aheadFrom[output.flow] = output.sequence }
+    }
     for flow in flows.values { pieces += flow.told.count }
   }
 
@@ -293,4 +310,4 @@ public struct EarlyLedger: ~Copyable, Sendable {
 }
 
 /// Of two numbers of one sequence: whether the first is the later.
-private func isAfter(_ a: UInt32, _ b: UInt32) -> Bool { Int32(bitPattern: a &- b) > 0 }
+func isAfter(_ a: UInt32, _ b: UInt32) -> Bool { Int32(bitPattern: a &- b) > 0 }
