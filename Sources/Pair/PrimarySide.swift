@@ -345,9 +345,9 @@ public final class PrimarySide: PairTraffic {
             }
           }
         case .contradicted(_, let base, let flow):
-          guard base == comparison.withLock({ $0.base }) else { continue }
-          gate.contradict(flow)
-          requestCheckpoint(.mismatch)
+          gate.contradict(flow, in: base &+ 1)
+          // A later one is on its way already.
+          if base == comparison.withLock({ $0.base }) { requestCheckpoint(.mismatch) }
         case .received(let epoch):
           FaultPoints.pass(.receivedHeard)
           gate.received(epoch)

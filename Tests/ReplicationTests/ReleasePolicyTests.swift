@@ -8,6 +8,7 @@ import Testing
     let mode: ReplicationMode
     var comparison = OutputFacts.Comparison.pending
     var synchronisedBy: UInt64?
+    var isDistrusted = false
     let received: UInt64
     let acknowledged: UInt64
     let verdict: ReleasePolicy.Verdict
@@ -66,6 +67,17 @@ import Testing
     Row(
       why: "the secondary has said something else by now", mode: .coloPlusPlus, comparison: .different,
       synchronisedBy: 4, received: 4, acknowledged: 10, verdict: .holdForCheckpoint),
+    // The survivor would reset the connection; what is said twice wrong is no better.
+    Row(
+      why: "something wrong left its flow early", mode: .coloPlusPlus, synchronisedBy: 4, isDistrusted: true,
+      received: 4,
+      acknowledged: 10, verdict: .hold),
+    Row(
+      why: "… and the checkpoint after that is received", mode: .coloPlusPlus, synchronisedBy: 4, isDistrusted: true,
+      received: 5, acknowledged: 10, verdict: .release),
+    Row(
+      why: "… or the secondary has said this as well", mode: .coloPlusPlus, comparison: .equal, synchronisedBy: 4,
+      isDistrusted: true, received: 4, acknowledged: 10, verdict: .release),
     Row(why: "sources do not count", mode: .colo, synchronisedBy: 0, received: 4, acknowledged: 10, verdict: .hold),
     Row(why: "sources do not count", mode: .remus, synchronisedBy: 0, received: 4, acknowledged: 10, verdict: .hold),
   ]
@@ -74,7 +86,8 @@ import Testing
     let facts = OutputFacts(
       epoch: 5, inputGiven: 10, comparison: row.comparison, synchronisedBy: row.synchronisedBy)
     let secondary = SecondaryProgress(received: row.received, inputAcknowledged: row.acknowledged)
-    #expect(ReleasePolicy.verdict(facts, mode: row.mode, secondary: secondary) == row.verdict)
+    #expect(
+      ReleasePolicy.verdict(facts, mode: row.mode, secondary: secondary, isDistrusted: row.isDistrusted) == row.verdict)
   }
 
   /// What is released stays released: progress of the secondary never turns a release into a hold.

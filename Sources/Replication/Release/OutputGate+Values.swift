@@ -8,6 +8,8 @@ extension OutputGate {
     /// Frames that left before the secondary had said as much, and differences found in their flows afterwards.
     public var early: UInt64 = 0
     public var contradicted: UInt64 = 0
+    /// Differences found after a checkpoint that had put them right already.
+    public var contradictedBefore: UInt64 = 0
     /// Nanoseconds that frames were held which did not leave early: the sum.
     public var waitedTime: UInt64 = 0
     /// Frames refused because the gate was full; their guest sends them again later.

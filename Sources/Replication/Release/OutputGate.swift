@@ -152,8 +152,9 @@ public final class OutputGate: Sendable {
   public func cut() -> UInt64 {
     state.withLock { state in
       defer { state.epoch += 1 }
+      // Another is cut when this one is received: two epochs at the most are of interest.
+      swap(&state.earlyFlows, &state.earlyBefore)
       state.earlyFlows.removeAll(keepingCapacity: true)
-      state.distrusted.removeAll(keepingCapacity: true)
       return state.epoch
     }
   }
@@ -181,6 +182,7 @@ public final class OutputGate: Sendable {
   public func received(_ epoch: UInt64) {
     state.withLock { state in
       state.secondary.received = max(state.secondary.received, epoch)
+      if !state.distrusted.isEmpty { state.distrusted = state.distrusted.filter { $0.value > epoch } }
       var token = state.oldest
       while token < state.next, state[token].facts.epoch <= epoch {
         release(token, &state)
@@ -195,11 +197,17 @@ public final class OutputGate: Sendable {
     sendLeaving()
   }
 
-  /// The secondary's guest has said something else in this flow: what left of it early in this epoch was wrong, and no more
-  /// does.
-  public func contradict(_ flow: FlowKey) {
+  /// The secondary's guest has said something else in this flow in `epoch`: what left of it early was wrong, and no more does until
+  /// the secondary holds the checkpoint that ends the epoch.
+  public func contradict(_ flow: FlowKey, in epoch: UInt64) {
     state.withLock { state in
-      guard state.earlyFlows.contains(flow), state.distrusted.insert(flow).inserted else { return }
+      guard epoch > state.secondary.received else {
+        state.counters.contradictedBefore += 1
+        return
+      }
+      let flows = epoch == state.epoch ? state.earlyFlows : state.earlyBefore
+      guard flows.contains(flow), state.distrusted[flow].map({ $0 < epoch }) != false else { return }
+      state.distrusted[flow] = epoch
       state.counters.contradicted += 1
     }
   }
@@ -289,8 +297,9 @@ public final class OutputGate: Sendable {
     while true {
       let token = known.first
       let facts = state[token].facts
-      let verdict = ReleasePolicy.verdict(facts, mode: mode, secondary: state.secondary)
-      guard verdict == .release || verdict == .releaseEarly && !state.distrusted.contains(flow) else { break }
+      let verdict = ReleasePolicy.verdict(
+        facts, mode: mode, secondary: state.secondary, isDistrusted: state.distrusted[flow] != nil)
+      guard verdict == .release || verdict == .releaseEarly else { break }
       count(facts, verdict, heldFor: now - min(state[token].since, now), mode, &state)
       state[token].isHeld = false
       if verdict == .releaseEarly { state.earlyFlows.insert(flow) }
