@@ -363,8 +363,9 @@ public final class PrimarySide: PairTraffic {
             state.loadedAt = lx_monotonic_ns()
           }
         case .admission: break
-        case .heartbeat(let term, _):
+        case .heartbeat(let term, let time):
           peer.arrived()
+          early.heard(time)
           if peer.change(.laterTerm(term))?.to == .fenced { throw ChannelError.closed }
         case .farewell: throw ChannelError.closed
         case .configuration, .input, .disk, .pages, .checkpoint, .started, .takeOver, .early, .ask:

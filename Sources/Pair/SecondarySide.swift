@@ -157,7 +157,7 @@ public final class SecondarySide: PairTraffic {
     // A primary that only slept must learn that it has been replaced.
     if let change, change.to == .takingOver {
       peer.replaced()
-      try? channel.send(.heartbeat(term: peer.term, sequence: 0))
+      try? channel.send(.heartbeat(term: peer.term, time: 0))
       for _ in 0..<20 where !channel.isDrained { HostThread.waitReadable(-1, timeoutMilliseconds: 1) }
       if hasPrimary { awaitEnd(of: channel, parts?.backend?.log) }
     }
@@ -250,8 +250,9 @@ public final class SecondarySide: PairTraffic {
         try channel.send(.received(epoch: epoch))
         FaultPoints.pass(.receivedSaid)
         stage = queue.stage()
-      case .heartbeat(let term, _):
+      case .heartbeat(let term, let time):
         peer.arrived()
+        peer.heard(time)
         peer.change(.laterTerm(term))
       case .farewell(let guestEnded):
         peer.change(.peerSaidFarewell)

@@ -17,7 +17,7 @@ import Testing
     let told = Segment(sequence: 1000, text: "one").bytes
     let output = unsafe told.withUnsafeBytes { unsafe teller.output($0, header: NetHeader.size, epoch: 1) }
     try primary.send(.input(card: 0, number: 2, frame: [2]))
-    try primary.send(.heartbeat(term: 1, sequence: 0))
+    try primary.send(.heartbeat(term: 1, time: 0))
     try primary.send(.early(card: 0, epoch: 1, outputs: [try #require(output)]))
     primary.close()
     side.awaitEnd(of: secondary, log)
