@@ -394,7 +394,7 @@ public final class SecondarySide: PairTraffic {
       let sent = state.withLock { $0.unconfirmed.take(now: lx_monotonic_ns()) }
       let received = parts.backend?.log.sinceCheckpoint ?? []
       for index in Repetition.needed(sent: sent, received: received, header: NetHeader.size) {
-        if !early.isOver(sent[index]) { _ = TapOutput.send(sent[index], to: tap) }
+        if !early.isWithheld(sent[index]) { _ = TapOutput.send(sent[index], to: tap) }
       }
       for reset in resets { _ = TapOutput.send(reset, to: tap) }
     }

@@ -18,7 +18,7 @@ import Testing
   }
 
   init() throws {
-    watch = EarlyWatch()
+    watch = EarlyWatch(clock: { [time] in time.value.withLock { $0 } })
     let (first, second) = try channels()
     primary = Primary(first)
     watch.begin(second)
@@ -126,5 +126,135 @@ import Testing
     func gateIsFull() {}
     func flush() {}
     func outputEnded() {}
+  }
+
+  // MARK: What a survivor's guest says
+
+  private func outgoing(_ text: String, at sequence: UInt32) -> [UInt8]? {
+    let frame = Segment(sequence: sequence, text: text).bytes
+    return verdict(unsafe frame.withUnsafeBytes { unsafe watch.outgoing($0, Frame($0, header: 12)) }, frame)
+  }
+
+  private func incoming(_ frame: [UInt8]) -> [UInt8]? {
+    verdict(unsafe frame.withUnsafeBytes { unsafe watch.incoming($0, Frame($0, header: 12)) }, frame)
+  }
+
+  /// What leaves, or goes on to the guest; nil for nothing.
+  private func verdict(_ verdict: EarlyWatch.Verdict, _ frame: [UInt8]) -> [UInt8]? {
+    switch verdict {
+    case .pass: frame
+    case .drop: nil
+    case .replace(let other): other
+    }
+  }
+
+  private func isReset(_ frame: [UInt8]?) -> Bool { frame.map { $0[12 + 34 + 13] & 4 != 0 } ?? false }
+
+  private func whole(_ text: String, at sequence: UInt32) -> [UInt8] { Segment(sequence: sequence, text: text).bytes }
+
+  /// An empty frame in the guest's name.
+  private func isProbe(_ frame: [UInt8]?, at sequence: UInt32) -> Bool {
+    guard let frame else { return false }
+    let parsed = Frame(Array(frame[12...]).span)
+    return parsed.payload.isEmpty && parsed.flags == .ack && parsed.sequence == sequence
+      && Segment.hasRightChecksum(frame)
+  }
+
+  @Test func saidAlike_goesOn_andIsCounted() throws {
+    try tell("one", at: 1000)
+    try tell("two", at: 1003)
+    say("one", at: 1000)
+    #expect(watch.takeOver(nil) == [])
+    #expect(watch.counts.equal == 1)
+    #expect(outgoing("two", at: 1003) == whole("two", at: 1003))
+    #expect(outgoing("three", at: 1006) == whole("three", at: 1006))
+    #expect(watch.counts.equal == 2 && watch.counts.reset == 0)
+  }
+
+  @Test func saidOtherwiseBefore_isResetAtTheTakeover_andStaysSo() throws {
+    try tell("one", at: 1000)
+    say("two", at: 1000)
+    let resets = watch.takeOver(nil)
+    #expect(resets.count == 1 && isReset(resets.first))
+    #expect(watch.isWithheld(whole("two", at: 1000)))
+    #expect(outgoing("more", at: 1003) == nil)
+    let answer = incoming(request(1, acknowledging: 1003))
+    #expect(isReset(answer) && Frame(Array(answer?[12...] ?? []).span).sequence == 1003)
+    let syn = Segment(isIncoming: true, sequence: 1, flags: 2).bytes
+    #expect(incoming(syn) == syn && outgoing("new", at: 7) == whole("new", at: 7), "another connection of its name")
+    #expect(watch.counts.reset == 1)
+  }
+
+  @Test func saidOtherwiseLater_isReset() throws {
+    try tell("one", at: 1000)
+    #expect(watch.takeOver(nil) == [])
+    #expect(isReset(outgoing("two", at: 1000)))
+    #expect(outgoing("two", at: 1000) == nil && watch.counts.reset == 1)
+  }
+
+  @Test func otherConnections_areNotConcerned() throws {
+    try tell("one", at: 1000, port: 1)
+    say("two", at: 1000)
+    #expect(watch.takeOver(nil) == [])
+    #expect(outgoing("three", at: 1003) == whole("three", at: 1003))
+    #expect(!watch.isWithheld(whole("two", at: 1000)))
+  }
+
+  /// Of a large frame only its tail reached the client: a head of other bytes would make one of both.
+  @Test(arguments: ["abc", "abX"]) func partOfAPiece_doesNotLeaveBeforeTheRestIsKnown(head: String) throws {
+    try tell("abcdef", at: 1000)
+    #expect(watch.takeOver(nil) == [])
+    #expect(watch.isWithheld(whole(head, at: 1000)))
+    #expect(isProbe(outgoing(head, at: 1000), at: 999), "the client is asked what it has")
+    if head == "abc" {
+      #expect(outgoing("def", at: 1003) == whole("def", at: 1003))
+      #expect(outgoing("abc", at: 1000) == whole("abc", at: 1000), "sent again")
+    } else {
+      #expect(isReset(outgoing("def", at: 1003)))
+      #expect(watch.counts.reset == 1)
+    }
+  }
+
+  @Test func partThatTheClientHas_leaves_theRestIsCompared() throws {
+    try tell("abcdef", at: 1000)
+    #expect(watch.takeOver(nil) == [])
+    #expect(incoming(request(1, acknowledging: 1003)) != nil)
+    #expect(outgoing("abX", at: 1000) == whole("abX", at: 1000), "nobody reads it")
+    #expect(isProbe(outgoing("de", at: 1003), at: 999))
+    #expect(isReset(outgoing("f", at: 1005)))
+  }
+
+  @Test func pieceOfWhichTheClientHasNothing_isTheSurvivorsToSay() throws {
+    try tell("abcdef", at: 1000)
+    try tell("ghi", at: 1006)
+    #expect(watch.takeOver(nil) == [])
+    // It has something behind: SACK.
+    var frame = request(1, acknowledging: 1000)
+    frame[12 + 34 + 12] = 8 << 4
+    frame.insert(contentsOf: [1, 1, 5, 10, 0, 0, 3, 0xeb, 0, 0, 3, 0xee], at: 12 + 34 + 20)
+    frame[12 + 14 + 3] += 12
+    #expect(incoming(frame) == frame)
+    #expect(isProbe(outgoing("abX", at: 1000), at: 999))
+    #expect(incoming(request(1, acknowledging: 1000)) != nil)
+    #expect(outgoing("abX", at: 1000) == whole("abX", at: 1000))
+    #expect(outgoing("YZ", at: 1003) == whole("YZ", at: 1003) && watch.counts.reset == 0)
+  }
+
+  @Test func acknowledgedBeforeTheTakeover_saysNothingOfWhatElseTheClientHas() throws {
+    try tell("abcdef", at: 1000)
+    let log = InputLog()
+    try log.append(1, request(1, acknowledging: 1000))
+    #expect(watch.takeOver(log) == [])
+    #expect(isProbe(outgoing("abX", at: 1000), at: 999))
+  }
+
+  /// The guest may wait for an acknowledgement of what the client does not get.
+  @Test func partWithoutTheRest_isResetInTheEnd() throws {
+    try tell("abcdef", at: 1000)
+    #expect(watch.takeOver(nil) == [])
+    for _ in 0..<3 { #expect(isProbe(outgoing("abc", at: 1000), at: 999)) }
+    time.value.withLock { $0 += 2_000_000_000 }
+    #expect(isReset(outgoing("abc", at: 1000)))
+    #expect(watch.counts.reset == 1)
   }
 }

@@ -305,6 +305,27 @@ public struct EarlyLedger: ~Copyable, Sendable {
     return result
   }
 
+  /// What was told of a flow and not compared yet is not to be compared any more.
+  /// - Parameter isDifferent: it counts as different.
+  public mutating func drop(_ flow: FlowKey, isDifferent: Bool) {
+    change(flow) { flow, ledger in
+      if isDifferent { flow.different = flow.told.last ?? flow.different }
+      ledger.pieces -= flow.told.count
+      flow.told = []
+    }
+  }
+
+  /// Whether a frame of the guest's says some of a piece that it has not said all of: it is not known yet whether that is what
+  /// clients were told.
+  /// - Returns: where the first such piece of the flow begins; nil if it says nothing of one.
+  public func uncertain(_ frame: Frame) -> UInt32? {
+    guard frame.kind == .tcp, !frame.payload.isEmpty, let flow = flows[frame.key] else { return nil }
+    let isPart = flow.told.contains {
+      $0.sequence &- frame.sequence < UInt32(frame.payload.count) || frame.sequence &- $0.sequence < $0.count
+    }
+    return isPart ? flow.told.first?.sequence : nil
+  }
+
   /// Whether something of this flow is still to be compared.
   public func awaits(_ flow: FlowKey) -> Bool { flows[flow]?.told.isEmpty == false }
 }
