@@ -107,6 +107,22 @@ import Testing
     }
   }
 
+  /// More flows than are kept: what was said there is not known any more, and must not be taken for not said yet.
+  @Test func saidInOneFlowTooMany_isDifferent() throws {
+    var teller = EarlyTeller(key: key)
+    var ledger = EarlyLedger(key: key)
+    for index in 0..<EarlyLedger.pieceLimit {
+      let port = UInt16(index % 32768)
+      _ = ledger.said(header + TCPSegment(guestPort: 1, peerPort: port).bytes, header: 12, isMarked: false)
+    }
+    _ = ledger.said(frame("abc", at: 7), header: 12, isMarked: true)
+    let output = told(frame("abc", at: 7), &teller)
+    _ = ledger.add(try #require(output), epoch: 1)
+    let findings = ledger.settle()
+    let isEmpty = ledger.isEmpty
+    #expect(findings.count == 1 && findings.first != .equal && isEmpty)
+  }
+
   // MARK: What the primary has to see
 
   /// A ledger that was told of these, or is.

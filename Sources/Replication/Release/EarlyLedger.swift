@@ -133,7 +133,11 @@ public struct EarlyLedger: ~Copyable, Sendable {
   ///   own frame.
   public mutating func said(_ bytes: [UInt8], header: Int, isMarked: Bool) -> Bool {
     let frame = unsafe bytes.withUnsafeBytes { unsafe Frame($0, header: header) }
-    guard frame.kind == .tcp, flows[frame.key] != nil || flows.count < Self.pieceLimit else { return true }
+    guard frame.kind == .tcp else { return true }
+    guard flows[frame.key] != nil || flows.count < Self.pieceLimit else {
+      if !frame.payload.isEmpty { hasForgotten = true }
+      return true
+    }
     let isPlain = frame.flags.isDisjoint(with: [.syn, .fin, .rst])
     let payload = frame.payload.lowerBound + header..<frame.payload.upperBound + header
     var own = Own(
