@@ -78,7 +78,12 @@ public final class PrimarySide: PairTraffic {
     wake = lx_eventfd(0)
     guard wake >= 0 else { throw HostError(operation: "eventfd", errno: -wake) }
     gate = OutputGate(
-      mode: options.mode, clock: { lx_monotonic_ns() }, isTold: { [early] in early.isOnItsWay($0) },
+      mode: options.mode, clock: { lx_monotonic_ns() },
+      isTold: { [early] told in
+        guard early.isOnItsWay(told) else { return false }
+        FaultPoints.pass(.toldEarly)
+        return true
+      },
       send: { frame in
         tap.map { tap in TapOutput.send(frame, to: tap) } ?? true
       })
