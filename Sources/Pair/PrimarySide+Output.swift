@@ -30,7 +30,11 @@ extension PrimarySide {
     isAwaited.store(true, ordering: .relaxed)
   }
 
-  public func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64? { unsafe early.tell(frame, epoch: gate.epoch) }
+  public func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64? {
+    let told = unsafe early.tell(frame, epoch: gate.epoch)
+    if told == nil { markings.countRefused() }
+    return told
+  }
 
   // MARK: Any thread
 

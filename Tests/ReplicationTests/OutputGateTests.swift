@@ -223,6 +223,21 @@ import Testing
     #expect(wire.sent == [1])
   }
 
+  @Test func early_whatItAwaited_isCounted() {
+    let gate = wire.gate(.coloPlusPlus)
+    gate.protect()
+    _ = put(gate, 1, inputGiven: 1, synchronisedBy: 0)
+    gate.inputAcknowledged(1)
+    _ = put(gate, 2, flow: 2)
+    _ = put(gate, 3, flow: 2, synchronisedBy: 0)
+    gate.contradict(FlowKey(test: 1), in: 1)
+    _ = put(gate, 4, flow: 1, synchronisedBy: 0)
+    _ = gate.cut()
+    _ = put(gate, 5, flow: 3, synchronisedBy: 1)
+    let awaited = gate.counters.awaited
+    #expect(awaited.input == 1 && awaited.earlier == 1 && awaited.distrusted == 1 && awaited.checkpoint == 1)
+  }
+
   @Test func early_isNotSeenBeforeItIsTold() {
     let gate = wire.gate(.coloPlusPlus)
     gate.protect()

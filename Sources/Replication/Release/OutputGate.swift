@@ -104,6 +104,7 @@ public final class OutputGate: Sendable {
       }
       sends = !state.isProtected || mode == .none
       if sends || early != nil { release(flow: flow, &state) }
+      if early != nil, state[token].isHeld { noteAwaited(token, &state) }
       return .admitted(token: token)
     }
     // What is early has to be told: with its like, at the next ``flush()``.
@@ -361,6 +362,19 @@ public final class OutputGate: Sendable {
   /// Gives back the places of the oldest frames that have left.
   private func retire(_ state: inout State) {
     while state.oldest < state.next, !state[state.oldest].isHeld { state.oldest += 1 }
+  }
+
+  private func noteAwaited(_ token: UInt64, _ state: inout State) {
+    let facts = state[token].facts
+    if facts.inputGiven > state.secondary.inputAcknowledged {
+      state.counters.awaited.input += 1
+    } else if state.flows[state[token].flow]?.first != token {
+      state.counters.awaited.earlier += 1
+    } else if facts.synchronisedBy ?? 0 > state.secondary.received {
+      state.counters.awaited.checkpoint += 1
+    } else {
+      state.counters.awaited.distrusted += 1
+    }
   }
 
   private func count(
