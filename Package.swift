@@ -72,7 +72,9 @@ let package = Package(
       path: "Tests/GuestMemoryTests", swiftSettings: settings),
     .testTarget(
       name: "DeviceTests",
-      dependencies: ["Devices", "GuestMemory", "StateCodec", "VirtioLayout", "CLinux", "CTestSupport", "Harness"],
+      dependencies: [
+        "Pair", "MiniVMM", "Devices", "GuestMemory", "StateCodec", "VirtioLayout", "CLinux", "CTestSupport", "Harness",
+      ],
       path: "Tests/DeviceTests", swiftSettings: settings),
     .testTarget(
       name: "MiniVMMTests",

@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Replication
 internal import Synchronization
 
@@ -18,6 +19,12 @@ final class EarlyTelling: Sendable {
   /// Pieces after which a batch is posted.
   private static let batchLimit = 256
   private let state = Mutex(State())
+  /// The newest moment by this side's clock of which the secondary has said that it heard from this side since.
+  private let heard = Atomic<UInt64>(0)
+  /// Monotonic nanoseconds.
+  private let clock: @Sendable () -> UInt64
+
+  init(clock: @escaping @Sendable () -> UInt64 = { lx_monotonic_ns() }) { self.clock = clock }
 
   /// With a new secondary.
   func begin(_ channel: Channel) {
@@ -25,6 +32,19 @@ final class EarlyTelling: Sendable {
       state.teller = EarlyTeller(channel)
       state.channel = channel
     }
+    heard.store(0, ordering: .relaxed)
+  }
+
+  /// The secondary has heard what this side said at `time`.
+  func heard(_ time: UInt64) {
+    guard time <= clock(), time > heard.load(ordering: .relaxed) else { return }
+    heard.store(time, ordering: .relaxed)
+  }
+
+  /// The secondary may have taken over since, and not hear any more what it is told: this side was stopped, or is not heard.
+  private var isForgotten: Bool {
+    let now = clock()
+    return now - min(heard.load(ordering: .relaxed), now) > PeerWatch.lease
   }
 
   /// There is nobody to be told any more.
@@ -41,6 +61,7 @@ final class EarlyTelling: Sendable {
   /// A frame of `epoch` is to leave early. It goes with what is sent next.
   /// - Returns: how to ask whether the secondary is sure to hear of it; nil when it may not leave, because it is one too many.
   func tell(_ frame: UnsafeRawBufferPointer, epoch: UInt64) -> UInt64? {
+    guard !isForgotten else { return nil }
     // Looked at during the call only.
     nonisolated(unsafe) let frame = unsafe frame
     return state.withLock { state in
@@ -73,15 +94,15 @@ final class EarlyTelling: Sendable {
     try? state.withLock({ $0.channel })?.post(.ask(card: 0, epoch: epoch, output: output))
   }
 
-  /// Whether what was told has gone to the kernel, so that it is on its way even if this process ends now; if not, it is sent,
-  /// as far as there is room.
+  /// Whether what was told has gone to the kernel, so that it is on its way even if this process ends now, to a secondary that has
+  /// not taken over; if not, it is sent, as far as there is room.
   func isOnItsWay(_ told: UInt64) -> Bool {
     let (channel, urgent) = state.withLock { state in
       if told > state.posted.number { Self.post(&state) }
       return (state.channel, told <= state.posted.number ? state.posted.urgent : nil)
     }
     guard let channel else { return true }
-    guard let urgent else { return false }
+    guard let urgent, !isForgotten else { return false }
     if channel.urgentHandedOver >= urgent { return true }
     channel.flush()
     return channel.urgentHandedOver >= urgent

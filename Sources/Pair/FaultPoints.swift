@@ -8,6 +8,8 @@ internal import Synchronization
 public enum FaultPoint: String, CaseIterable, Sendable {
   // The primary's.
   case firstCopy, paused, saved, cut, resumed, pagesSent, checkpointSent, receivedHeard, released, diskTold
+  // … with output that was told to leave early, and has not.
+  case toldEarly
   // The secondary's.
   case joining, pagesStaged, checkpointWhole, receivedSaid, rolledBack, loaded, diskWritten
   case takeoverBegun, takeoverDisks, takeoverServed

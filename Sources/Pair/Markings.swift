@@ -5,6 +5,7 @@ final class Markings: Sendable {
   private let unmarked = Atomic<UInt64>(0)
   private let changed = Atomic<UInt64>(0)
   private let open = Atomic<UInt64>(0)
+  private let refused = Atomic<UInt64>(0)
 
   func count(_ marking: Marking) {
     switch marking {
@@ -15,9 +16,13 @@ final class Markings: Sendable {
     }
   }
 
+  /// A frame that may leave early by what it is made of could not be told; it counts as open, too.
+  func countRefused() { refused.wrappingAdd(1, ordering: .relaxed) }
+
   var status: PairStatus.NotEarly {
-    PairStatus.NotEarly(
+    let (open, refused) = (open.load(ordering: .relaxed), refused.load(ordering: .relaxed))
+    return PairStatus.NotEarly(
       unmarked: unmarked.load(ordering: .relaxed), changed: changed.load(ordering: .relaxed),
-      unknown: open.load(ordering: .relaxed))
+      unknown: open - min(refused, open), refused: refused)
   }
 }

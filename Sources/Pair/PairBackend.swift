@@ -73,7 +73,7 @@ public final class PairBackend: FrameBackend {
     var given: UInt64 = 0
     /// Of a guest whose output may leave early.
     var sources: ReplySources?
-    /// After a takeover: what clients were told before.
+    /// On a follower, and after a takeover: what clients were told before its guest said as much.
     var early: EarlyWatch?
     /// Those that the guest has claimed.
     var addresses = CardAddresses()
@@ -110,6 +110,9 @@ public final class PairBackend: FrameBackend {
       state.sources?.isFollowing = state.side == .following
     }
   }
+
+  /// What a follower's guest is given goes by what clients were told early.
+  func heed(_ early: EarlyWatch) { state.withLock { $0.early = early } }
 
   /// Input is numbered from 1 and told to the secondary from here on. The machine stands still.
   public func beginForwarding() {
@@ -289,6 +292,7 @@ public final class PairBackend: FrameBackend {
         // Not only at the end: the guest may have no room for more frames for a while.
         if state.forwards, count <= 0 || state.given % 32 == 0 { state.traffic.flush() }
       }
+      if count > 0 { unsafe state.early?.giving(UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])) }
       if count > NetHeader.size, state.mapper.count > 0 {
         _ = unsafe Self.map(UnsafeMutableRawBufferPointer(rebasing: buffer[..<count]), .incoming, &state.mapper)
       }
@@ -343,8 +347,7 @@ public final class PairBackend: FrameBackend {
     _ frame: UnsafeMutableRawBufferPointer, _ direction: Direction, _ mapper: inout SequenceMapper
   ) -> SequenceMapper.Outcome {
     guard frame.count > NetHeader.size else { return .unchanged }
-    // VIRTIO_NET_HDR_F_NEEDS_CSUM
-    let isPartial = unsafe frame[0] & 1 != 0
+    let isPartial = unsafe NetHeader.isPartial(frame)
     return unsafe UnsafeMutableRawBufferPointer(rebasing: frame[NetHeader.size...]).withMemoryRebound(to: UInt8.self) {
       var bytes = unsafe MutableSpan(_unsafeElements: $0)
       return direction == .outgoing
@@ -356,4 +359,7 @@ public final class PairBackend: FrameBackend {
 /// The virtio-net header in front of every frame.
 enum NetHeader {
   static let size = 12
+
+  /// VIRTIO_NET_HDR_F_NEEDS_CSUM: the checksum is the pseudo-header's only.
+  static func isPartial(_ frame: UnsafeMutableRawBufferPointer) -> Bool { unsafe frame[0] & 1 != 0 }
 }

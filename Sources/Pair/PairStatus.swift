@@ -46,6 +46,8 @@ public struct PairStatus: Codable, Equatable, Sendable {
     /// Let out before the secondary had said as much, and flows in which it then said something else.
     public var early: UInt64
     public var contradicted: UInt64
+    /// … that were found after a checkpoint had put them right.
+    public var contradictedBefore: UInt64
     /// Times that the gate was full.
     public var refused: UInt64
 
@@ -59,6 +61,7 @@ public struct PairStatus: Codable, Equatable, Sendable {
       checkpointed = counters.checkpointed
       early = counters.early
       contradicted = counters.contradicted
+      contradictedBefore = counters.contradictedBefore
       refused = counters.refused
     }
   }
@@ -132,8 +135,12 @@ public struct PairStatus: Codable, Equatable, Sendable {
     public var changed: UInt64
     /// It is not known as yet what the newest checkpoint holds there.
     public var unknown: UInt64
+    /// More than may in an epoch, or the secondary has not been heard for too long.
+    public var refused: UInt64
   }
   public var notEarly: NotEarly?
+  /// Frames that left early, or were to, and had to wait for something first.
+  public var earlyAwaited: OutputGate.Awaited?
 
   /// Of a survivor: pieces that its primary had let out early and its own guest said alike, and connections it had to reset.
   public var survivor: Survivor?

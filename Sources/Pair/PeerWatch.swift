@@ -11,6 +11,9 @@ final class PeerWatch: Sendable {
   private static let heartbeat: UInt64 = 10_000_000
   /// Silence that is always borne: longer than a kernel keeps busy real-time threads from running (50 ms a second).
   private static let shortest: UInt64 = 60_000_000
+  /// So long after it was heard by its peer last, a side can be sure that the peer has not taken over for want of word, in
+  /// nanoseconds.
+  static let lease = shortest - heartbeat
   /// Absence after which a peer has given this side up, and how long after it what arrives was sent after it, in
   /// nanoseconds.
   private static let absence: UInt64 = 100_000_000
@@ -41,6 +44,9 @@ final class PeerWatch: Sendable {
   }
 
   private let state: Mutex<State>
+
+  /// What the peer's newest heartbeat says, for who serves to get back.
+  private let heard = Atomic<UInt64>(0)
   private let fence: @Sendable () -> Void
 
   /// - Parameter fence: called when another serves the clients: nothing may leave any more.
@@ -110,6 +116,9 @@ final class PeerWatch: Sendable {
     }
   }
 
+  /// The peer's clock, by a heartbeat of its.
+  func heard(_ time: UInt64) { heard.store(time, ordering: .relaxed) }
+
   /// The channel has ended. The peer may live all the same, which beats tell: waits until it is dead (true), or says that it
   /// serves on by itself (false). While ``run(_:isDead:)`` runs.
   func isDeadWithoutChannel() -> Bool {
@@ -173,11 +182,10 @@ final class PeerWatch: Sendable {
     guard let beats else { return }
     // A busy host must not make this side look dead.
     lx_thread_urgent()
-    var number: UInt64 = 0
     var last = lx_monotonic_ns()
     while true {
       let now = lx_monotonic_ns()
-      let (term, over) = state.withLock { (state: inout State) in
+      let (term, serves, over) = state.withLock { (state: inout State) in
         // Kept from running for so long that what the peer sent may not have been read.
         if now - last > 4 * Self.heartbeat { state.detector.wasAway(until: now) }
         if now - last > Self.absence { state.cameBack = now }
@@ -186,16 +194,16 @@ final class PeerWatch: Sendable {
         let isStuck = state.roles.mayEmit && state.detector.silence(path: 0, now: now) > Self.stuck + grace
         let isDead = state.detector.isDead(now: now, grace: grace)
         if isStuck || isDead, state.loss.isEmpty { state.loss = state.detector.silences(now: now) }
-        return (state.roles.term, state.isLost || isStuck || isDead)
+        return (state.roles.term, state.roles.mayEmit, state.isLost || isStuck || isDead)
       }
       if over { return isDead() }
       warn(now)
       if beats.send(.init(term: term, hasLeft: false)) == false { state.withLock { $0.detector.ended(path: 1) } }
       // Another thread's work: whatever else waits there to be sent must not keep this one from its beat.
-      if (try? channel.post(.heartbeat(term: term, sequence: number))) == nil { channel.close() }
+      let time = serves ? now : heard.load(ordering: .relaxed)
+      if (try? channel.post(.heartbeat(term: term, time: time))) == nil { channel.close() }
       channel.wakeSender()
       last = now
-      number += 1
       listen(until: now + Self.heartbeat)
     }
   }

@@ -30,23 +30,27 @@ extension PrimarySide {
     isAwaited.store(true, ordering: .relaxed)
   }
 
-  public func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64? { unsafe early.tell(frame, epoch: gate.epoch) }
+  public func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64? {
+    let told = unsafe early.tell(frame, epoch: gate.epoch)
+    if told == nil { markings.countRefused() }
+    return told
+  }
 
   // MARK: Any thread
 
   /// Hands a frame to the comparator, and the gate what is equal by now.
   func compare(_ body: (inout Comparison) -> ComparisonOutcome) {
-    let outcome = comparison.withLock { comparison in
+    let (outcome, epoch) = comparison.withLock { comparison in
       let outcome = body(&comparison)
       var equal: [UInt64] = []
       while let token = comparison.comparator.nextEqual() { equal.append(token) }
       if !equal.isEmpty { gate.compared(equal, .equal) }
-      return outcome
+      return (outcome, comparison.base &+ 1)
     }
     switch outcome {
     case .consistent: break
     case .mismatch(let mismatch):
-      gate.contradict(mismatch.flow)
+      gate.contradict(mismatch.flow, in: epoch)
       requestCheckpoint(.mismatch)
     case .overflow: requestCheckpoint(.queueFull)
     }

@@ -25,7 +25,10 @@ extension PrimarySide: PairSide {
     status.comparator = PairStatus.Comparator(
       primaryFrames: counters.primaryFrames, secondaryFrames: counters.secondaryFrames,
       mismatches: counters.mismatches, overflows: counters.overflows)
-    if options.mode == .coloPlusPlus { status.notEarly = markings.status }
+    if options.mode == .coloPlusPlus {
+      status.notEarly = markings.status
+      status.earlyAwaited = gate.counters.awaited
+    }
     if let counts = heritage.withLock({ $0 })?.counts {
       status.survivor = PairStatus.Survivor(equal: counts.equal, reset: counts.reset)
     }

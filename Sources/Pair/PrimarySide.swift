@@ -77,7 +77,12 @@ public final class PrimarySide: PairTraffic {
     wake = lx_eventfd(0)
     guard wake >= 0 else { throw HostError(operation: "eventfd", errno: -wake) }
     gate = OutputGate(
-      mode: options.mode, clock: { lx_monotonic_ns() }, isTold: { [early] in early.isOnItsWay($0) },
+      mode: options.mode, clock: { lx_monotonic_ns() },
+      isTold: { [early] told in
+        guard early.isOnItsWay(told) else { return false }
+        FaultPoints.pass(.toldEarly)
+        return true
+      },
       send: { frame in
         tap.map { tap in TapOutput.send(frame, to: tap) } ?? true
       })
@@ -357,9 +362,9 @@ public final class PrimarySide: PairTraffic {
             return comparison.comparator.secondary(piece, acknowledgement: acknowledgement)
           }
         case .contradicted(_, let base, let flow):
-          guard base == comparison.withLock({ $0.base }) else { continue }
-          gate.contradict(flow)
-          requestCheckpoint(.mismatch)
+          gate.contradict(flow, in: base &+ 1)
+          // A later one is on its way already.
+          if base == comparison.withLock({ $0.base }) { requestCheckpoint(.mismatch) }
         case .received(let epoch):
           FaultPoints.pass(.receivedHeard)
           gate.received(epoch)
@@ -375,8 +380,11 @@ public final class PrimarySide: PairTraffic {
             state.loadedAt = lx_monotonic_ns()
           }
         case .admission: break
-        case .heartbeat(let term, _):
+        case .heartbeat(let term, let time):
           peer.arrived()
+          early.heard(time)
+          // What waited for that.
+          gate.retry()
           if peer.change(.laterTerm(term))?.to == .fenced { throw ChannelError.closed }
         case .farewell: throw ChannelError.closed
         case .configuration, .input, .disk, .pages, .checkpoint, .started, .takeOver, .early, .ask:

@@ -127,6 +127,7 @@ public final class SecondarySide: PairTraffic {
       state.registers = made.registers
     }
     early.begin(channel)
+    made.backend?.heed(early)
     coder.withLock { $0 = PieceCoder(channel) }
     FaultPoints.use(channel)
     peer.begin(channel, beats)
@@ -173,9 +174,9 @@ public final class SecondarySide: PairTraffic {
     // A primary that only slept must learn that it has been replaced.
     if let change, change.to == .takingOver {
       peer.replaced()
-      try? channel.send(.heartbeat(term: peer.term, sequence: 0))
+      try? channel.send(.heartbeat(term: peer.term, time: 0))
       for _ in 0..<20 where !channel.isDrained { HostThread.waitReadable(-1, timeoutMilliseconds: 1) }
-      if hasPrimary { awaitEnd(of: channel) }
+      if hasPrimary { awaitEnd(of: channel, made.backend?.log) }
     }
     channel.close()
     sender?.join()
@@ -189,10 +190,17 @@ public final class SecondarySide: PairTraffic {
     return takeOver(made)
   }
 
-  /// Until a primary that lives has heard that it is replaced, and closes; not for long.
-  private func awaitEnd(of channel: Channel) {
+  /// Until a primary that lives has heard that it is replaced, and closes; not for long. What it lets out early until then, it tells
+  /// here; and what comes for its guest, that has not answered, is this one's.
+  func awaitEnd(of channel: Channel, _ log: InputLog?) {
     let deadline = lx_monotonic_ns() + 500_000_000
-    while lx_monotonic_ns() < deadline, (try? channel.receive(within: 100)) != nil {}
+    while lx_monotonic_ns() < deadline, let message = try? channel.receive(within: 100) {
+      switch message {
+      case .early(_, let epoch, let outputs): if early.add(outputs, epoch: epoch) == nil { return }
+      case .input(_, let number, let frame): try? log?.append(number, frame)
+      default: break
+      }
+    }
   }
 
   private func receive(_ channel: Channel, _ queue: CheckpointQueue, _ made: Parts) throws {
@@ -205,9 +213,7 @@ public final class SecondarySide: PairTraffic {
     var owed: UInt64 = 0
     var hasSaid = false
     while true {
-      let message = try channel.receive()
-      if case .farewell = message {} else if state.withLock({ $0.demanded }) { throw FollowError.demanded }
-      switch message {
+      switch try channel.receive() {
       case .input(_, let number, let frame):
         guard let backend = made.backend else { throw StateError.invalid("input for a machine without a card") }
         try backend.log.append(number, frame)
@@ -255,8 +261,9 @@ public final class SecondarySide: PairTraffic {
         try channel.send(.received(epoch: epoch))
         FaultPoints.pass(.receivedSaid)
         stage = queue.stage()
-      case .heartbeat(let term, _):
+      case .heartbeat(let term, let time):
         peer.arrived()
+        peer.heard(time)
         peer.change(.laterTerm(term))
       case .farewell(let guestEnded):
         peer.change(.peerSaidFarewell)
@@ -287,6 +294,8 @@ public final class SecondarySide: PairTraffic {
         channel.flush()
         hasSaid = false
       }
+      // Whole messages only: what was read counts.
+      if state.withLock({ $0.demanded }) { throw FollowError.demanded }
     }
   }
 
@@ -398,7 +407,7 @@ public final class SecondarySide: PairTraffic {
       let sent = state.withLock { $0.unconfirmed.take(now: lx_monotonic_ns()) }
       let received = parts.backend?.log.sinceCheckpoint ?? []
       for index in Repetition.needed(sent: sent, received: received, header: NetHeader.size) {
-        if !early.isOver(sent[index]) { _ = TapOutput.send(sent[index], to: tap) }
+        if !early.isWithheld(sent[index]) { _ = TapOutput.send(sent[index], to: tap) }
       }
       for reset in resets { _ = TapOutput.send(reset, to: tap) }
     }

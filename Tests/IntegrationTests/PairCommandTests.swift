@@ -102,8 +102,8 @@ extension Integration {
         "checkpoints": ["first", "period", "mismatch", "queueFull", "silence", "demand"],
         "pauseMicroseconds": ["p50", "p99", "max", "count"], "dirtyPages": ["last", "p50", "p99", "max"],
         "held": [
-          "frames", "bytes", "oldestMicroseconds", "atOnce", "early", "contradicted", "equal", "checkpointed",
-          "refused",
+          "frames", "bytes", "oldestMicroseconds", "atOnce", "early", "contradicted",
+          "contradictedBefore", "equal", "checkpointed", "refused",
         ],
         "heldMicroseconds": ["p50", "p99", "max", "count"],
         "lagMicroseconds": ["p50", "p99", "max", "count"], "receiveMicroseconds": ["p50", "p99", "max", "count"],

@@ -14,7 +14,7 @@ import Testing
       epoch: 6, pages: 12, given: [4, 5], mappings: [2], addresses: [7], held: [[], [3, 4]], wait: 9, state: [1]),
     .received(epoch: 6),
     .loaded(epoch: 6, nanoseconds: 9),
-    .heartbeat(term: 1, sequence: 2), .farewell(guestEnded: true), .admission(refusal: "busy"), .takeOver,
+    .heartbeat(term: 1, time: 2), .farewell(guestEnded: true), .admission(refusal: "busy"), .takeOver,
   ]
 
   @Test(arguments: all) func roundTrip(message: Message) throws {

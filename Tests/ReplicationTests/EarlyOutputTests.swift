@@ -107,6 +107,22 @@ import Testing
     }
   }
 
+  /// More flows than are kept: what was said there is not known any more, and must not be taken for not said yet.
+  @Test func saidInOneFlowTooMany_isDifferent() throws {
+    var teller = EarlyTeller(key: key)
+    var ledger = EarlyLedger(key: key)
+    for index in 0..<EarlyLedger.pieceLimit {
+      let port = UInt16(index % 32768)
+      _ = ledger.said(header + TCPSegment(guestPort: 1, peerPort: port).bytes, header: 12, isMarked: false)
+    }
+    _ = ledger.said(frame("abc", at: 7), header: 12, isMarked: true)
+    let output = told(frame("abc", at: 7), &teller)
+    _ = ledger.add(try #require(output), epoch: 1)
+    let findings = ledger.settle()
+    let isEmpty = ledger.isEmpty
+    #expect(findings.count == 1 && findings.first != .equal && isEmpty)
+  }
+
   // MARK: What the primary has to see
 
   /// A ledger that was told of these, or is.
@@ -213,6 +229,48 @@ import Testing
     #expect(flows.count == 1)
     let findings = ledger.settle()
     #expect(findings.count == 2 && findings.contains(.equal) && findings.contains { $0 != .equal })
+  }
+
+  // MARK: How far the guest has sent
+
+  @Test func acknowledgeable_isWhatTheGuestHasSent_whileItHasNotSaidAll() throws {
+    let flow = Frame(TCPSegment().bytes.span).key
+    var ledger = try ledger(told: [frame("abc", at: 0xffff_fffe), frame("def", at: 1)])
+    // At first as far as the primary's had, which was at the same checkpoint; what it sends again says nothing.
+    var limits = [ledger.acknowledgeable(flow)]
+    for (text, at) in [("old", 0xffff_fff0), ("ab", 0xffff_fffe), ("cd", 0), ("ef", 2)] as [(String, UInt32)] {
+      _ = ledger.said(frame(text, at: at), header: 12, isMarked: true)
+      limits.append(ledger.acknowledgeable(flow))
+    }
+    #expect(limits == [0xffff_fffe, 0xffff_fffe, 0, 2, nil])
+  }
+
+  /// The primary is an epoch ahead: its clients acknowledge what the guest here says after the next checkpoint, or, if that never
+  /// comes whole, as a survivor's.
+  @Test func acknowledgeable_knowsOfEpochsAhead() throws {
+    let flow = Frame(TCPSegment().bytes.span).key
+    var teller = EarlyTeller(key: key)
+    var ledger = EarlyLedger(key: key)
+    let output = told(frame("abc", at: 7), &teller, epoch: 2)
+    _ = ledger.add(try #require(output), epoch: 2)
+    let ahead = ledger.acknowledgeable(flow)
+    _ = ledger.settle()
+    let here = ledger.acknowledgeable(flow)
+    ledger.received(epoch: 2)
+    ledger.loaded(epoch: 2)
+    let after = ledger.acknowledgeable(flow)
+    #expect(ahead == 7 && here == 7 && after == nil)
+  }
+
+  @Test func anotherConnectionOfTheSameName_owesNothing() throws {
+    let flow = Frame(TCPSegment().bytes.span).key
+    var ledger = try ledger(told: [frame("abc", at: 7)])
+    _ = ledger.said(
+      header + TCPSegment(sequence: 90_000, flags: TCPSegment.syn | TCPSegment.ack).bytes, header: 12, isMarked: false)
+    let (limit, isEmpty) = (ledger.acknowledgeable(flow), ledger.isEmpty)
+    #expect(limit == nil && isEmpty)
+    let findings = ledger.settle()
+    #expect(findings == [])
   }
 
   // MARK: Resets

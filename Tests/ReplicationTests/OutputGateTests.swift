@@ -223,6 +223,21 @@ import Testing
     #expect(wire.sent == [1])
   }
 
+  @Test func early_whatItAwaited_isCounted() {
+    let gate = wire.gate(.coloPlusPlus)
+    gate.protect()
+    _ = put(gate, 1, inputGiven: 1, synchronisedBy: 0)
+    gate.inputAcknowledged(1)
+    _ = put(gate, 2, flow: 2)
+    _ = put(gate, 3, flow: 2, synchronisedBy: 0)
+    gate.contradict(FlowKey(test: 1), in: 1)
+    _ = put(gate, 4, flow: 1, synchronisedBy: 0)
+    _ = gate.cut()
+    _ = put(gate, 5, flow: 3, synchronisedBy: 1)
+    let awaited = gate.counters.awaited
+    #expect(awaited.input == 1 && awaited.earlier == 1 && awaited.distrusted == 1 && awaited.checkpoint == 1)
+  }
+
   @Test func early_isNotSeenBeforeItIsTold() {
     let gate = wire.gate(.coloPlusPlus)
     gate.protect()
@@ -250,20 +265,41 @@ import Testing
     #expect(gate.overdue(after: 50, limit: 9).map(\.first) == [4])
   }
 
-  @Test func contradicted_isCounted_andNothingOfThatFlowIsEarlyBeforeTheNextCheckpoint() {
+  @Test func contradicted_isCounted_andNothingOfThatFlowIsEarlyBeforeTheCheckpointThatHealsIt() {
     let gate = wire.gate(.coloPlusPlus)
     gate.protect()
     _ = put(gate, 1, synchronisedBy: 0)
-    gate.contradict(FlowKey(test: 2))
-    gate.contradict(FlowKey(test: 1))
-    gate.contradict(FlowKey(test: 1))
+    gate.contradict(FlowKey(test: 2), in: 1)
+    gate.contradict(FlowKey(test: 1), in: 1)
+    gate.contradict(FlowKey(test: 1), in: 1)
     #expect(gate.counters.contradicted == 1, "of flow 2 nothing was early, and flow 1 counts once")
     _ = put(gate, 2, synchronisedBy: 0)
     #expect(wire.sent == [1])
     let epoch = gate.cut()
     _ = put(gate, 3, flow: 1, synchronisedBy: 0)
+    _ = put(gate, 4, flow: 2, synchronisedBy: 0)
+    #expect(wire.sent == [1, 4], "it may never get there: then a survivor goes on from what contradicted")
     gate.received(epoch)
+    #expect(wire.sent == [1, 4, 2, 3])
+    _ = put(gate, 5, synchronisedBy: 0)
+    #expect(wire.sent == [1, 4, 2, 3, 5])
+  }
+
+  /// The secondary's word may cross the next cut.
+  @Test func contradictedLate_isDistrustedUntilTheCheckpointIsReceived() {
+    let gate = wire.gate(.coloPlusPlus)
+    gate.protect()
+    _ = put(gate, 1, synchronisedBy: 0)
+    let epoch = gate.cut()
+    gate.contradict(FlowKey(test: 1), in: epoch)
+    _ = put(gate, 2, synchronisedBy: 0)
+    #expect(wire.sent == [1])
+    gate.received(epoch)
+    #expect(wire.sent == [1, 2])
+    gate.contradict(FlowKey(test: 1), in: epoch)
+    _ = put(gate, 3, synchronisedBy: 0)
     #expect(wire.sent == [1, 2, 3])
+    #expect(gate.counters.contradicted == 1 && gate.counters.contradictedBefore == 1)
   }
 
   /// Random work against the rule itself: whatever left was allowed to, in its flow's order, and nothing is lost.

@@ -1,6 +1,16 @@
 import Replication
 import Testing
 
+/// The rules of what leaves early, by the letters of docs/colo-plus-plus.md, each with a case that breaks without it:
+///
+/// | | here | elsewhere |
+/// | --- | --- | --- |
+/// | (a) the input it stems from | "(a)" | `OutputGateTests.early_leavesWithTheInputItStemsFrom…` |
+/// | (b) its sources are in every checkpoint | "(b)" | `SourcePagesTests`: written in this epoch and read back, dirtied between submit and look-up; `DeviceSourceTests`: written by the VMM |
+/// | (c) it confirms no write | "(c)" | `ReplySourcesTests.notTold_isNot` |
+/// | (d) nothing of its flow is held before it | | `OutputGateTests.early_doesNotOvertakeInItsFlow` |
+/// | (e) the secondary is told first, and listens | | `OutputGateTests.early_isNotSeenBeforeItIsTold`, `EarlyTellingTests`; the primary that dies in between: `EarlyWatchTests`, `Integration.EarlyOutput` |
+/// | distrust after a difference | "distrust" | `OutputGateTests.contradicted…` |
 @Suite("Release rule") struct ReleasePolicyTests {
   /// One row of the rule's table: a frame of epoch 5, given 10 frames of input.
   struct Row: Sendable, CustomTestStringConvertible {
@@ -8,6 +18,7 @@ import Testing
     let mode: ReplicationMode
     var comparison = OutputFacts.Comparison.pending
     var synchronisedBy: UInt64?
+    var isDistrusted = false
     let received: UInt64
     let acknowledged: UInt64
     let verdict: ReleasePolicy.Verdict
@@ -43,17 +54,20 @@ import Testing
       verdict: .releaseEarly),
     // The client would hear that its request has come; the survivor would not have it, and nobody would send it again.
     Row(
-      why: "sources are there, the request it acknowledges is not", mode: .coloPlusPlus, synchronisedBy: 4, received: 4,
+      why: "(a) sources are there, the request it acknowledges is not", mode: .coloPlusPlus, synchronisedBy: 4,
+      received: 4,
       acknowledged: 9, verdict: .hold),
     // The client would read what a survivor that goes on from checkpoint 3 has never had.
     Row(
-      why: "a source changed in a checkpoint that is on its way", mode: .coloPlusPlus, synchronisedBy: 4, received: 3,
+      why: "(b) a source changed in a checkpoint that is on its way", mode: .coloPlusPlus, synchronisedBy: 4,
+      received: 3,
       acknowledged: 10, verdict: .hold),
     Row(
-      why: "… and now it is received", mode: .coloPlusPlus, synchronisedBy: 4, received: 4, acknowledged: 10,
+      why: "(b) … and it is received between queueing and decision", mode: .coloPlusPlus, synchronisedBy: 4,
+      received: 4, acknowledged: 10,
       verdict: .releaseEarly),
     // "STORED" is constant text, the same in both memories, and still says that a write is safe.
-    Row(why: "confirms a write: not marked", mode: .coloPlusPlus, received: 4, acknowledged: 10, verdict: .hold),
+    Row(why: "(c) confirms a write: not marked", mode: .coloPlusPlus, received: 4, acknowledged: 10, verdict: .hold),
     Row(
       why: "made of nothing that could change", mode: .coloPlusPlus, synchronisedBy: 0, received: 0, acknowledged: 10,
       verdict: .releaseEarly),
@@ -66,6 +80,19 @@ import Testing
     Row(
       why: "the secondary has said something else by now", mode: .coloPlusPlus, comparison: .different,
       synchronisedBy: 4, received: 4, acknowledged: 10, verdict: .holdForCheckpoint),
+    // The survivor would reset the connection; what is said twice wrong is no better.
+    Row(
+      why: "distrust: something wrong left its flow early", mode: .coloPlusPlus, synchronisedBy: 4, isDistrusted: true,
+      received: 4,
+      acknowledged: 10, verdict: .hold),
+    Row(
+      why: "distrust: … and the checkpoint after that is received", mode: .coloPlusPlus, synchronisedBy: 4,
+      isDistrusted: true,
+      received: 5, acknowledged: 10, verdict: .release),
+    Row(
+      why: "distrust: … or the secondary has said this as well", mode: .coloPlusPlus, comparison: .equal,
+      synchronisedBy: 4,
+      isDistrusted: true, received: 4, acknowledged: 10, verdict: .release),
     Row(why: "sources do not count", mode: .colo, synchronisedBy: 0, received: 4, acknowledged: 10, verdict: .hold),
     Row(why: "sources do not count", mode: .remus, synchronisedBy: 0, received: 4, acknowledged: 10, verdict: .hold),
   ]
@@ -74,7 +101,8 @@ import Testing
     let facts = OutputFacts(
       epoch: 5, inputGiven: 10, comparison: row.comparison, synchronisedBy: row.synchronisedBy)
     let secondary = SecondaryProgress(received: row.received, inputAcknowledged: row.acknowledged)
-    #expect(ReleasePolicy.verdict(facts, mode: row.mode, secondary: secondary) == row.verdict)
+    #expect(
+      ReleasePolicy.verdict(facts, mode: row.mode, secondary: secondary, isDistrusted: row.isDistrusted) == row.verdict)
   }
 
   /// What is released stays released: progress of the secondary never turns a release into a hold.

@@ -48,10 +48,13 @@ enum StatusText {
       rows.append(("let out", left + ", \(held.refused) refused, \(held.contradicted) contradicted"))
     }
     if let held = pair.heldMicroseconds { rows.append(("held for", times(held))) }
-    if let why = pair.notEarly, why.unmarked + why.changed + why.unknown > 0 {
-      rows.append(
-        ("not early", "\(why.unmarked) unmarked, \(why.changed) made of what has changed, \(why.unknown) not known yet")
-      )
+    if let why = pair.notEarly, why.unmarked + why.changed + why.unknown + why.refused > 0 {
+      let made = "\(why.unmarked) unmarked, \(why.changed) made of what has changed, \(why.unknown) not known yet"
+      rows.append(("not early", made + ", \(why.refused) refused"))
+    }
+    if let why = pair.earlyAwaited, why.input + why.earlier + why.checkpoint + why.distrusted > 0 {
+      let others = "\(why.earlier) earlier output, \(why.checkpoint) a checkpoint, \(why.distrusted) after a difference"
+      rows.append(("early after", "\(why.input) awaited input, " + others))
     }
     if let compared = pair.comparator {
       let frames = "\(compared.primaryFrames) and \(compared.secondaryFrames) frames"

@@ -28,8 +28,8 @@ public enum Message: Equatable, Sendable {
   case received(epoch: UInt64)
   /// Secondary: its machine stands on checkpoint `epoch`, which took so long.
   case loaded(epoch: UInt64, nanoseconds: UInt64)
-  /// Either: a sign of life.
-  case heartbeat(term: UInt64, sequence: UInt64)
+  /// Either: a sign of life. With the primary's clock, monotonic nanoseconds; the secondary gives back what it heard last.
+  case heartbeat(term: UInt64, time: UInt64)
   /// Primary: the guest has ended, or (not `guestEnded`) it goes on without this secondary, which it took for dead. Either
   /// way there is nothing to take over.
   case farewell(guestEnded: Bool)
@@ -131,9 +131,9 @@ extension Message {
     case .loaded(let epoch, let nanoseconds):
       out.put(epoch)
       out.put(nanoseconds)
-    case .heartbeat(let term, let sequence):
+    case .heartbeat(let term, let time):
       out.put(term)
-      out.put(sequence)
+      out.put(time)
     case .farewell(let guestEnded): out.put(guestEnded)
     case .admission(let refusal): out.put(Array(refusal.utf8))
     case .takeOver: break
@@ -188,7 +188,7 @@ extension Message {
         wait: try reader.get(), state: try reader.get())
     case 8: self = .received(epoch: try reader.get())
     case 9: self = .loaded(epoch: try reader.get(), nanoseconds: try reader.get())
-    case 10: self = .heartbeat(term: try reader.get(), sequence: try reader.get())
+    case 10: self = .heartbeat(term: try reader.get(), time: try reader.get())
     case 11: self = .farewell(guestEnded: try reader.get(Bool.self))
     case 12: self = .started(card: try reader.get(), epoch: try reader.get(), frame: try reader.get())
     case 13: self = .admission(refusal: String(decoding: try reader.get([UInt8].self), as: UTF8.self))

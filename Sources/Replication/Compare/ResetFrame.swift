@@ -1,18 +1,32 @@
-/// Frames that end a TCP connection in the name of one of its ends.
+/// Frames in the name of one end of a TCP connection: such as end it.
 public enum ResetFrame {
   /// Made of another frame of the same sender: the same headers without options and payload.
   /// - Parameters:
   ///   - bytes: a TCP frame with `header` bytes of a virtio-net header in front.
   ///   - sequence: what the other end expects next.
   public static func of(_ bytes: [UInt8], header: Int, sequence: UInt32) -> [UInt8] {
+    bare(bytes, header: header, sequence: sequence, flags: .rst.union(.ack), window: 0)
+  }
+
+  /// Made of another frame of the same sender: empty, and old to the other end, which answers with what it has (RFC 9293, 3.8.4).
+  /// - Parameter sequence: what the other end has at the least.
+  public static func probe(_ bytes: [UInt8], header: Int, sequence: UInt32) -> [UInt8] {
+    let frame = Frame(bytes.span.extracting(header...))
+    let window = bytes.span.load16(header + frame.transport + 14)
+    return bare(bytes, header: header, sequence: sequence &- 1, flags: .ack, window: window)
+  }
+
+  private static func bare(
+    _ bytes: [UInt8], header: Int, sequence: UInt32, flags: Frame.Flags, window: UInt16
+  ) -> [UInt8] {
     let frame = Frame(bytes.span.extracting(header...))
     let transport = header + frame.transport
     var reset = [UInt8](repeating: 0, count: header) + bytes[header..<transport + 20]
     var span = reset.mutableSpan
     span.store32(sequence, at: transport + 4)
     span[transport + 12] = 5 << 4
-    span[transport + 13] = Frame.Flags.rst.union(.ack).rawValue
-    span.store16(0, at: transport + 14)
+    span[transport + 13] = flags.rawValue
+    span.store16(window, at: transport + 14)
     span.store32(0, at: transport + 16)
     finish(&reset, frame, header: header)
     return reset

@@ -34,6 +34,17 @@ extension SequenceMapper {
     finish(&bytes, frame, update, isPartial: isPartial)
   }
 
+  /// Has an incoming TCP frame acknowledge `number` and no more.
+  ///
+  /// - Parameter isPartial: its checksum is the pseudo-header's only (VIRTIO_NET_HDR_F_NEEDS_CSUM).
+  public static func acknowledge(
+    _ number: UInt32, _ bytes: inout MutableSpan<UInt8>, _ frame: Frame, isPartial: Bool
+  ) {
+    var update = ChecksumUpdate()
+    subtract(frame.acknowledgement &- number, at: frame.transport + 8, &bytes, frame, &update)
+    finish(&bytes, frame, update, isPartial: isPartial)
+  }
+
   private static func subtract(
     _ amount: UInt32, at offset: Int, _ bytes: inout MutableSpan<UInt8>, _ frame: Frame, _ update: inout ChecksumUpdate
   ) {

@@ -31,3 +31,12 @@ struct TCPOptions {
     return nil
   }
 }
+
+extension Frame {
+  /// Whether a TCP frame says that its sender has bytes beyond what it acknowledges (RFC 2018).
+  public func hasSACK(_ bytes: Span<UInt8>) -> Bool {
+    var options = TCPOptions(header: transport, end: payload.lowerBound)
+    while let option = options.next(bytes) { if option.kind == TCPOptions.sack { return true } }
+    return false
+  }
+}

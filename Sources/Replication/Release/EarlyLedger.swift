@@ -14,7 +14,7 @@ public struct EarlyLedger: ~Copyable, Sendable {
     case different(EarlyOutput)
   }
 
-  private struct Own {
+  struct Own {
     var sequence: UInt32
     var payload: Range<Int>
     var frame: [UInt8]
@@ -26,8 +26,8 @@ public struct EarlyLedger: ~Copyable, Sendable {
     }
   }
 
-  private struct Flow {
-    /// Not compared yet.
+  struct Flow {
+    /// Not compared yet, in the order of the stream.
     var told: [EarlyOutput] = []
     var wasTold = false
     var own: [Own] = []
@@ -41,10 +41,14 @@ public struct EarlyLedger: ~Copyable, Sendable {
     var askedAcknowledgement: UInt32?
     /// How far the guest has acknowledged since the checkpoint.
     var acknowledged: UInt32?
+    /// How far it has sent since the checkpoint; nil before it has sent anything.
+    var sentUpTo: UInt32?
+    /// What followed the last SYN that it sent.
+    var start: UInt32?
     var newest: [UInt8]?
   }
 
-  private enum Item {
+  enum Item {
     case told(EarlyOutput)
     case asked(AskedOutput)
   }
@@ -52,11 +56,12 @@ public struct EarlyLedger: ~Copyable, Sendable {
   private var code: RecordCode
   /// The checkpoint from which the guest goes on.
   private var base: UInt64 = 0
-  private var flows: [FlowKey: Flow] = [:]
-  /// Of epochs to which the guest has not come.
+  var flows: [FlowKey: Flow] = [:]
+  /// Of epochs to which the guest has not come, and where the first of these in each flow begins.
   private var ahead: [(epoch: UInt64, item: Item)] = []
-  private var pieces = 0
-  private var ownBytes = 0
+  var aheadFrom: [FlowKey: UInt32] = [:]
+  var pieces = 0
+  var ownBytes = 0
   /// Not everything that the guest has said is kept.
   private var hasForgotten = false
   private var equal: UInt64 = 0
@@ -76,7 +81,12 @@ public struct EarlyLedger: ~Copyable, Sendable {
     // The next epoch's may come before the checkpoint in between.
     guard pieces < 2 * Self.pieceLimit else { return false }
     pieces += 1
-    if epoch == base + 1 { take(output) } else { ahead.append((epoch, .told(output))) }
+    if epoch == base + 1 {
+      take(output)
+    } else {
+      ahead.append((epoch, .told(output)))
+      if aheadFrom[output.flow] == nil { aheadFrom[output.flow] = output.sequence }
+    }
     return true
   }
 
@@ -123,7 +133,11 @@ public struct EarlyLedger: ~Copyable, Sendable {
   ///   own frame.
   public mutating func said(_ bytes: [UInt8], header: Int, isMarked: Bool) -> Bool {
     let frame = unsafe bytes.withUnsafeBytes { unsafe Frame($0, header: header) }
-    guard frame.kind == .tcp, flows[frame.key] != nil || flows.count < Self.pieceLimit else { return true }
+    guard frame.kind == .tcp else { return true }
+    guard flows[frame.key] != nil || flows.count < Self.pieceLimit else {
+      if !frame.payload.isEmpty { hasForgotten = true }
+      return true
+    }
     let isPlain = frame.flags.isDisjoint(with: [.syn, .fin, .rst])
     let payload = frame.payload.lowerBound + header..<frame.payload.upperBound + header
     var own = Own(
@@ -135,6 +149,7 @@ public struct EarlyLedger: ~Copyable, Sendable {
       if frame.flags.contains(.ack), flow.acknowledged.map({ isAfter(frame.acknowledgement, $0) }) != false {
         flow.acknowledged = frame.acknowledgement
       }
+      ledger.sent(frame, &flow)
       guard !payload.isEmpty, isKept else { return true }
       if let asked = flow.askedUpTo, isAfter(asked, frame.sequence) { own.isWithheld = false }
       flow.own.append(own)
@@ -247,7 +262,13 @@ public struct EarlyLedger: ~Copyable, Sendable {
   }
 
   private mutating func count() {
-    pieces = ahead.count { if case .told = $0.item { true } else { false } }
+    pieces = 0
+    aheadFrom.removeAll(keepingCapacity: true)
+    for (_, item) in ahead {
+      guard case .told(let output) = item else { continue }
+      pieces += 1
+      if aheadFrom[output.flow] == nil { aheadFrom[output.flow] = output.sequence }
+    }
     for flow in flows.values { pieces += flow.told.count }
   }
 
@@ -291,9 +312,30 @@ public struct EarlyLedger: ~Copyable, Sendable {
   /// Whether something of this flow was told since the checkpoint.
   public func wasTold(_ flow: FlowKey) -> Bool { flows[flow]?.wasTold == true }
 
+  /// What was told of a flow and not compared yet is not to be compared any more.
+  /// - Parameter isDifferent: it counts as different.
+  public mutating func drop(_ flow: FlowKey, isDifferent: Bool) {
+    change(flow) { flow, ledger in
+      if isDifferent { flow.different = flow.told.last ?? flow.different }
+      ledger.pieces -= flow.told.count
+      flow.told = []
+    }
+  }
+
+  /// Whether a frame of the guest's says some of a piece that it has not said all of: it is not known yet whether that is what
+  /// clients were told.
+  /// - Returns: where the first such piece of the flow begins; nil if it says nothing of one.
+  public func uncertain(_ frame: Frame) -> UInt32? {
+    guard frame.kind == .tcp, !frame.payload.isEmpty, let flow = flows[frame.key] else { return nil }
+    let isPart = flow.told.contains {
+      $0.sequence &- frame.sequence < UInt32(frame.payload.count) || frame.sequence &- $0.sequence < $0.count
+    }
+    return isPart ? flow.told.first?.sequence : nil
+  }
+
   /// Whether something of this flow is still to be compared.
   public func awaits(_ flow: FlowKey) -> Bool { flows[flow]?.told.isEmpty == false }
 }
 
 /// Of two numbers of one sequence: whether the first is the later.
-private func isAfter(_ a: UInt32, _ b: UInt32) -> Bool { Int32(bitPattern: a &- b) > 0 }
+func isAfter(_ a: UInt32, _ b: UInt32) -> Bool { Int32(bitPattern: a &- b) > 0 }

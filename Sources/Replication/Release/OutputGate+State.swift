@@ -40,9 +40,11 @@ extension OutputGate {
     var leaving: [Leaving] = []
     /// Memory of frames that have left.
     var spare: [[UInt8]] = []
-    /// In this epoch: flows of which something left early, and those in which that was wrong.
+    /// Flows of which something left early in this epoch, and in the one before it.
     var earlyFlows: Set<FlowKey> = []
-    var distrusted: Set<FlowKey> = []
+    var earlyBefore: Set<FlowKey> = []
+    /// Flows of which something wrong left early, and in which epoch: the checkpoint that ends it puts the secondary's guest right.
+    var distrusted: [FlowKey: UInt64] = [:]
     var heldFrames = 0
     var heldBytes = 0
     /// Tokens below these have been looked at since the secondary said so much.

@@ -104,6 +104,7 @@ public final class OutputGate: Sendable {
       }
       sends = !state.isProtected || mode == .none
       if sends || early != nil { release(flow: flow, &state) }
+      if early != nil, state[token].isHeld { noteAwaited(token, &state) }
       return .admitted(token: token)
     }
     // What is early has to be told: with its like, at the next ``flush()``.
@@ -152,8 +153,9 @@ public final class OutputGate: Sendable {
   public func cut() -> UInt64 {
     state.withLock { state in
       defer { state.epoch += 1 }
+      // Another is cut when this one is received: two epochs at the most are of interest.
+      swap(&state.earlyFlows, &state.earlyBefore)
       state.earlyFlows.removeAll(keepingCapacity: true)
-      state.distrusted.removeAll(keepingCapacity: true)
       return state.epoch
     }
   }
@@ -181,6 +183,7 @@ public final class OutputGate: Sendable {
   public func received(_ epoch: UInt64) {
     state.withLock { state in
       state.secondary.received = max(state.secondary.received, epoch)
+      if !state.distrusted.isEmpty { state.distrusted = state.distrusted.filter { $0.value > epoch } }
       var token = state.oldest
       while token < state.next, state[token].facts.epoch <= epoch {
         release(token, &state)
@@ -195,11 +198,17 @@ public final class OutputGate: Sendable {
     sendLeaving()
   }
 
-  /// The secondary's guest has said something else in this flow: what left of it early in this epoch was wrong, and no more
-  /// does.
-  public func contradict(_ flow: FlowKey) {
+  /// The secondary's guest has said something else in this flow in `epoch`: what left of it early was wrong, and no more does until
+  /// the secondary holds the checkpoint that ends the epoch.
+  public func contradict(_ flow: FlowKey, in epoch: UInt64) {
     state.withLock { state in
-      guard state.earlyFlows.contains(flow), state.distrusted.insert(flow).inserted else { return }
+      guard epoch > state.secondary.received else {
+        state.counters.contradictedBefore += 1
+        return
+      }
+      let flows = epoch == state.epoch ? state.earlyFlows : state.earlyBefore
+      guard flows.contains(flow), state.distrusted[flow].map({ $0 < epoch }) != false else { return }
+      state.distrusted[flow] = epoch
       state.counters.contradicted += 1
     }
   }
@@ -289,8 +298,9 @@ public final class OutputGate: Sendable {
     while true {
       let token = known.first
       let facts = state[token].facts
-      let verdict = ReleasePolicy.verdict(facts, mode: mode, secondary: state.secondary)
-      guard verdict == .release || verdict == .releaseEarly && !state.distrusted.contains(flow) else { break }
+      let verdict = ReleasePolicy.verdict(
+        facts, mode: mode, secondary: state.secondary, isDistrusted: !state.distrusted.isEmpty && state.distrusted[flow] != nil)
+      guard verdict == .release || verdict == .releaseEarly else { break }
       count(facts, verdict, heldFor: now - min(state[token].since, now), mode, &state)
       state[token].isHeld = false
       if verdict == .releaseEarly { state.earlyFlows.insert(flow) }
@@ -352,6 +362,19 @@ public final class OutputGate: Sendable {
   /// Gives back the places of the oldest frames that have left.
   private func retire(_ state: inout State) {
     while state.oldest < state.next, !state[state.oldest].isHeld { state.oldest += 1 }
+  }
+
+  private func noteAwaited(_ token: UInt64, _ state: inout State) {
+    let facts = state[token].facts
+    if facts.inputGiven > state.secondary.inputAcknowledged {
+      state.counters.awaited.input += 1
+    } else if state.flows[state[token].flow]?.first != token {
+      state.counters.awaited.earlier += 1
+    } else if facts.synchronisedBy ?? 0 > state.secondary.received {
+      state.counters.awaited.checkpoint += 1
+    } else {
+      state.counters.awaited.distrusted += 1
+    }
   }
 
   private func count(

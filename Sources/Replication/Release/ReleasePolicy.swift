@@ -66,8 +66,12 @@ public enum ReleasePolicy {
     case holdForCheckpoint
   }
 
+  /// For the first frame of a flow that has not left: those behind it wait for it (``OutputGate``).
+  /// - Parameter isDistrusted: whether something wrong left this flow early, which no checkpoint that the secondary holds has put
+  ///   right. Asked only where it matters.
   public static func verdict(
-    _ facts: OutputFacts, mode: ReplicationMode, secondary: SecondaryProgress
+    _ facts: OutputFacts, mode: ReplicationMode, secondary: SecondaryProgress,
+    isDistrusted: @autoclosure () -> Bool = false
   ) -> Verdict {
     if mode == .none { return .release }
     // The input rule. A frame tells the client what was received (its ACK), so that input must be on both sides first:
@@ -81,7 +85,9 @@ public enum ReleasePolicy {
     case .different: return .holdForCheckpoint
     case .pending:
       // From whichever checkpoint the survivor goes on, it finds there what the frame was made of.
-      guard mode == .coloPlusPlus, let first = facts.synchronisedBy, first <= secondary.received else { return .hold }
+      guard mode == .coloPlusPlus, let first = facts.synchronisedBy, first <= secondary.received, !isDistrusted() else {
+        return .hold
+      }
       return .releaseEarly
     }
   }
