@@ -171,6 +171,7 @@ public final class PrimarySide: PairTraffic {
       state.isProtecting = true
     }
     defer { state.withLock { $0.isProtecting = false } }
+    comparison.withLock { $0.comparator.restart() }
     early.begin(channel)
     FaultPoints.use(channel)
     peer.begin(channel)
