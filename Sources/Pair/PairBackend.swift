@@ -271,8 +271,9 @@ public final class PairBackend: FrameBackend {
       _ = lx_eventfd_take(wake)
       gate.retry()
       var count = unsafe log.next(into: buffer)
-      if count == 0, state.side == .serving {
-        count = unsafe fromTap(buffer, state.early)
+      if state.side == .serving {
+        if count == 0 { count = unsafe fromTap(buffer, state.early) }
+        // What a survivor had left in its log as well: its own secondary has not heard of it.
         if count > 0, state.forwards {
           state.given += 1
           unsafe state.traffic.input(state.given, UnsafeRawBufferPointer(rebasing: buffer[..<count]))
