@@ -78,6 +78,8 @@ public struct QueueSet: Sendable {
   public internal(set) var features: UInt64 = 0
   /// True between DRIVER_OK and reset.
   public internal(set) var running = false
+  /// The device takes no more for now, and asks for a visit when it does again: what waits is not looked for.
+  public var isHeldBack = false
   /// True while the device thread polls the queues: drivers then need not notify.
   var watched = false {
     didSet {
@@ -115,7 +117,8 @@ public struct QueueSet: Sendable {
   }
 
   public mutating func hasPending(_ index: Int) -> Bool {
-    attempt(false, index) { queue, memory throws(QueueError) in try queue.pending(memory) != 0 }
+    guard !isHeldBack else { return false }
+    return attempt(false, index) { queue, memory throws(QueueError) in try queue.pending(memory) != 0 }
   }
 
   public mutating func unpop(_ index: Int, _ heads: ArraySlice<UInt16>) {
