@@ -9,7 +9,7 @@ public enum FaultPoint: String, CaseIterable, Sendable {
   // The primary's.
   case firstCopy, paused, saved, cut, resumed, pagesSent, checkpointSent, receivedHeard, released, diskTold
   // The secondary's.
-  case joining, pagesStaged, checkpointWhole, receivedSaid, rolledBack, loaded, diskWritten
+  case joining, copyTaken, pagesStaged, checkpointWhole, receivedSaid, rolledBack, loaded, diskWritten
   case takeoverBegun, takeoverDisks, takeoverServed
 }
 

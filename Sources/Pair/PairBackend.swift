@@ -3,6 +3,7 @@ public import Devices
 internal import Glibc
 public import GuestMemory
 public import Replication
+internal import StateCodec
 internal import Synchronization
 
 /// Whether a guest has said what a frame is made of.
@@ -141,6 +142,12 @@ public final class PairBackend: FrameBackend {
 
   /// The connections whose numbers on the wire are not the guest's, for a checkpoint. The machine stands still.
   public var mappings: [UInt8] { state.withLock { $0.mapper.encoded } }
+
+  /// Refuses what ``loaded(epoch:given:mappings:)`` would refuse once all that came before it is loaded. Any thread.
+  public func check(given: UInt64, mappings: [UInt8]) throws {
+    guard given <= log.received else { throw InputLog.Refusal.unknownInput(given: given) }
+    try state.withLock { state throws(StateError) in try state.mapper.check(mappings) }
+  }
 
   /// The guest goes on from the primary's state at the end of `epoch`. The machine stands still.
   public func loaded(epoch: UInt64, given: UInt64, mappings: [UInt8]) throws {

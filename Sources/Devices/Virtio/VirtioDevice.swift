@@ -29,7 +29,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// Forgets the driver. Requests in flight end first; none of them completes afterwards.
   func reset()
   func save(to writer: inout StateWriter)
-  func restore(from reader: inout StateReader) throws(StateError)
+  /// - Parameter isTrial: nothing changes; see ``MachineDevice/restore(from:isTrial:)``.
+  func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError)
   /// After a restore or a pause: look at the host side again.
   func resume()
 }
@@ -42,7 +43,7 @@ extension VirtioDevice {
   public func quiesce(_ queues: inout QueueSet) {}
   public func reset() {}
   public func save(to writer: inout StateWriter) {}
-  public func restore(from reader: inout StateReader) throws(StateError) {}
+  public func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError) {}
   public func resume() {}
 }
 
