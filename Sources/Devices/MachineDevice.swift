@@ -10,7 +10,15 @@ public protocol MachineDevice: AnyObject, Sendable {
   /// Finishes what is in flight on other threads (disk requests), so that the state below is whole.
   func quiesce()
   func save(to writer: inout StateWriter)
-  func restore(from reader: inout StateReader) throws(StateError)
+  /// Takes in what ``save(to:)`` has written.
+  /// - Parameter isTrial: nothing changes, whatever thread asks: it is only said whether that would be refused.
+  func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError)
   /// Looks at everything that may have happened meanwhile: queues with new buffers, host back ends with data.
   func resume()
+}
+
+extension MachineDevice {
+  public func restore(from reader: inout StateReader) throws(StateError) {
+    try restore(from: &reader, isTrial: false)
+  }
 }

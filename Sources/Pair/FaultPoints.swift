@@ -11,7 +11,7 @@ public enum FaultPoint: String, CaseIterable, Sendable {
   // … with output that was told to leave early, and has not.
   case toldEarly
   // The secondary's.
-  case joining, pagesStaged, checkpointWhole, receivedSaid, rolledBack, loaded, diskWritten
+  case joining, copyTaken, pagesStaged, checkpointWhole, receivedSaid, rolledBack, loaded, diskWritten
   case takeoverBegun, takeoverDisks, takeoverServed
 }
 

@@ -3,6 +3,7 @@ public import Devices
 internal import Glibc
 public import GuestMemory
 public import Replication
+internal import StateCodec
 internal import Synchronization
 
 /// Whether a guest has said what a frame is made of.
@@ -150,6 +151,13 @@ public final class PairBackend: FrameBackend {
   /// The addresses that the guest has claimed for its card, by the newest checkpoint where it follows.
   public var addresses: CardAddresses { state.withLock { $0.addresses } }
 
+  /// Refuses what ``loaded(epoch:given:mappings:addresses:)`` would refuse once all that came before it is loaded. Any thread.
+  public func check(given: UInt64, mappings: [UInt8], addresses: [UInt8]) throws {
+    guard given <= log.received else { throw InputLog.Refusal.unknownInput(given: given) }
+    _ = try CardAddresses(decoding: addresses)
+    try state.withLock { state throws(StateError) in try state.mapper.check(mappings) }
+  }
+
   /// The guest goes on from the primary's state at the end of `epoch`. The machine stands still.
   public func loaded(epoch: UInt64, given: UInt64, mappings: [UInt8], addresses: [UInt8]) throws {
     try log.rewind(toCheckpointAfter: given)
@@ -283,8 +291,9 @@ public final class PairBackend: FrameBackend {
       _ = lx_eventfd_take(wake)
       gate.retry()
       var count = unsafe log.next(into: buffer)
-      if count == 0, state.side == .serving {
-        count = unsafe fromTap(buffer, state.early)
+      if state.side == .serving {
+        if count == 0 { count = unsafe fromTap(buffer, state.early) }
+        // What a survivor had left in its log as well: its own secondary has not heard of it.
         if count > 0, state.forwards {
           state.given += 1
           unsafe state.traffic.input(state.given, UnsafeRawBufferPointer(rebasing: buffer[..<count]))

@@ -43,6 +43,8 @@ public final class PrimarySide: PairTraffic {
     var isEnding = false
     /// Before the first cut: what is told of disks belongs to their first copy.
     var isCopying = true
+    /// What was told of disks since the first cut.
+    var backlog = DiskBacklog()
     var wanted: CheckpointCause?
     /// When the secondary had loaded the newest checkpoint.
     var loadedAt: UInt64 = 0
@@ -174,10 +176,12 @@ public final class PrimarySide: PairTraffic {
     state.withLock { state in
       state.channel = channel
       state.isCopying = true
+      state.backlog = DiskBacklog()
       state.loaded = 0
       state.isProtecting = true
     }
     defer { state.withLock { $0.isProtecting = false } }
+    comparison.withLock { $0.comparator.restart() }
     early.begin(channel)
     comparison.withLock { $0.comparator.begin(channel) }
     FaultPoints.use(channel)
@@ -290,7 +294,8 @@ public final class PrimarySide: PairTraffic {
   private func firstCopy(_ machine: Machine, _ disks: [MirroredDisk], _ channel: Channel, _ stage: PageStage) throws {
     meter.beganCopy(of: disks.reduce(machine.memory.size) { $0 + $1.capacity })
     for (index, disk) in disks.enumerated() {
-      disk.mirror { [weak self] change in self?.tell(index, change) }
+      disk.mirror(
+        to: { [weak self] in self?.tell(index, $0) }, waitingWhile: { [weak self] in self?.isBehind ?? false })
       var position: UInt64? = 0
       while let at = position {
         channel.waitForRoom(below: 8 << 20)
@@ -319,8 +324,12 @@ public final class PrimarySide: PairTraffic {
   }
 
   private func tell(_ index: Int, _ change: DiskChange) {
-    let (channel, epoch) = state.withLock { ($0.channel, $0.isCopying ? 0 : $0.epoch + 1) }
+    let (channel, epoch, isMuch) = state.withLock { state in
+      let epoch = state.isCopying ? 0 : state.epoch + 1
+      return (state.channel, epoch, epoch > 0 && state.backlog.told(change.weight, epoch: epoch))
+    }
     guard let channel else { return }
+    if isMuch { requestCheckpoint(.queueFull) }
     let message: Message =
       switch change.kind {
       case .write(let bytes):
@@ -334,6 +343,12 @@ public final class PrimarySide: PairTraffic {
     do throws(ChannelError) { try channel.post(message) } catch { channel.abandon() }
     channel.wakeSender()
     if epoch > 0 { FaultPoints.pass(.diskTold) }
+  }
+
+  /// Whether the guest's disk writes are to wait: the secondary has much to load, or there is much that was not even sent.
+  private var isBehind: Bool {
+    let (bytes, channel) = state.withLock { ($0.backlog.bytes, $0.channel) }
+    return bytes > DiskBacklog.limit || (channel?.queuedBytes ?? 0) > DiskBacklog.limit
   }
 
   // MARK: Receiving thread
@@ -378,6 +393,7 @@ public final class PrimarySide: PairTraffic {
           state.withLock { state in
             state.loaded = epoch
             state.loadedAt = lx_monotonic_ns()
+            state.backlog.loaded(epoch)
           }
         case .admission: break
         case .heartbeat(let term, let time):

@@ -210,6 +210,7 @@ public final class SecondarySide: PairTraffic {
     loader.withLock { $0 = thread }
     var stage = queue.stage()
     var received: UInt64 = 0
+    var lastGiven: UInt64 = 0
     var owed: UInt64 = 0
     var hasSaid = false
     while true {
@@ -241,15 +242,19 @@ public final class SecondarySide: PairTraffic {
             }
           } catch { throw .invalid("\(error)") }
         }
-        if epoch > 0 { FaultPoints.pass(.pagesStaged) }
+        FaultPoints.pass(epoch > 0 ? .pagesStaged : .copyTaken)
       case .checkpoint(let epoch, let pages, let given, let mappings, let addresses, let held, let wait, let saved):
         guard epoch == received + 1 || received == 0, epoch > 0, pages == UInt64(stage.pages.count),
-          let given = given.first
+          let given = given.first, given >= lastGiven
         else {
           throw StateError.invalid("checkpoint \(epoch) with \(pages) pages after \(received)")
         }
         // The primary sends none before: the end of the channel alone would make both serve.
         guard peer.isHeardByBoth else { throw StateError.invalid("a checkpoint before a sign of life by UDP") }
+        // What can be known before the load: after RECEIVED, output leaves that no survivor knows if the load fails.
+        try made.machine.check(saved)
+        try made.backend?.check(given: given, mappings: mappings, addresses: addresses)
+        lastGiven = given
         FaultPoints.pass(.checkpointWhole)
         // Whole: from here on it is what this side goes by.
         received = epoch

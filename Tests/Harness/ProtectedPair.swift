@@ -58,7 +58,7 @@ public final class ProtectedPair {
       [
         "secondary", "--listen", "127.0.0.1:\(port)", "--key", key, "--net", "tap=tap\(number)",
         "--replicate", "127.0.0.1:\(7000 + number)", "--shrink", mode == "colo++" ? "guest" : "off",
-      ] + GuestKind.disks(folder, copy: number) + Self.options(faults), in: space)
+      ] + (try GuestKind.disks(folder, copy: number)) + Self.options(faults), in: space)
     guests.append(guest)
     secondary = guest
     ports[guest.identifier] = 7000 + number
@@ -119,9 +119,7 @@ public enum GuestKind: String, Sendable {
   /// - Parameter burns: whether all of the lab guest's CPUs fight for a lock, beside what serves.
   func arguments(_ folder: URL, cpus: Int, dirties: Bool, burns: Bool) throws -> [String] {
     if self == .lab {
-      for number in 0...ProtectedPair.secondaries {
-        try run("truncate", ["-s", "4M", Self.disk(folder, number)])
-      }
+      try run("truncate", ["-s", "4M", Self.disk(folder, 0)])
       return [
         "--kernel", Environment.labGuest, "--memory", "64M", "--disk", Self.disk(folder, 0), "--cmdline",
         "service=kv,echo,journal\(dirties ? ",dirty" : "")\(burns ? ",burn" : "")"
@@ -132,9 +130,7 @@ public enum GuestKind: String, Sendable {
     let out = Environment.linuxGuest
     let line = try String(contentsOf: out.appending(path: "cmdline"), encoding: .utf8)
       .trimmingCharacters(in: .whitespacesAndNewlines)
-    for number in 0...ProtectedPair.secondaries {
-      try run("cp", ["--sparse=always", out.appending(path: "disk.img").path, Self.disk(folder, number)])
-    }
+    try run("cp", ["--sparse=always", out.appending(path: "disk.img").path, Self.disk(folder, 0)])
     return [
       "--kernel", out.appending(path: "vmlinux").path, "--initrd", out.appending(path: "initramfs.cpio").path,
       "--memory", "128M", "--cpus", "\(cpus)", "--disk", Self.disk(folder, 0),
@@ -146,8 +142,17 @@ public enum GuestKind: String, Sendable {
     folder.appending(path: "disk\(number).img").path
   }
 
-  static func disks(_ folder: URL, copy number: Int) -> [String] {
-    let path = disk(folder, number)
-    return FileManager.default.fileExists(atPath: path) ? ["--disk", path] : []
+  /// A secondary's disk, if the primary has one. It holds another disk: nothing of that may be left once it has joined.
+  static func disks(_ folder: URL, copy number: Int) throws -> [String] {
+    let (original, path) = (disk(folder, 0), disk(folder, number))
+    guard FileManager.default.fileExists(atPath: original) else { return [] }
+    let size = try FileHandle(forReadingFrom: URL(filePath: original)).seekToEnd()
+    try run("truncate", ["-s", "\(size)", path])
+    let file = try FileHandle(forWritingTo: URL(filePath: path))
+    let old = Data(repeating: 0xa5, count: 1 << 20)
+    for start in stride(from: 0, to: Int(size), by: old.count) {
+      try file.write(contentsOf: old.prefix(Int(size) - start))
+    }
+    return ["--disk", path]
   }
 }

@@ -2,9 +2,11 @@ import CLinux
 import Devices
 import Glibc
 import GuestMemory
-import Pair
+import Replication
 import Synchronization
 import Testing
+
+@testable import Pair
 
 /// A primary's disk and its secondary's, each with a guest that uses it, and what each guest must see.
 private final class DiskPair {
@@ -29,9 +31,10 @@ private final class DiskPair {
   var primaryView: [UInt8]
   var followerView: [UInt8]
 
-  init(contents: [UInt8], limit: Int = 256 << 20) throws {
+  /// - Parameter old: what the follower's file holds before; `contents` if left out.
+  init(contents: [UInt8], old: [UInt8]? = nil, limit: Int = 256 << 20) throws {
     var paths: [String] = []
-    for _ in 0..<2 {
+    for contents in [contents, old ?? contents] {
       var name = Array("/tmp/minivmm-disk-XXXXXX".utf8CString)
       let file = unsafe mkstemp(&name)
       _ = unsafe contents.withUnsafeBytes { unsafe lx_pwrite(file, $0.baseAddress, $0.count, 0) }
@@ -79,6 +82,12 @@ private final class DiskPair {
     _ = unsafe bytes.withUnsafeMutableBytes { unsafe lx_pread(fd, $0.baseAddress, $0.count, 0) }
     close(fd)
     return bytes
+  }
+
+  /// How much space a file takes, in units of 512 bytes.
+  func blocks(_ index: Int) -> Int {
+    var status = stat()
+    return unsafe stat(paths[index], &status) == 0 ? Int(status.st_blocks) : -1
   }
 
   /// Hands what the primary changed to the secondary.
@@ -142,17 +151,44 @@ private final class DiskPair {
     #expect(pair.file(1)[4096] == 0xee, "from then on the file itself")
   }
 
-  @Test func firstCopy_tellsDataAndSkipsHoles() throws {
-    let pair = try DiskPair(contents: [UInt8](repeating: 7, count: DiskPair.size))
-    // A hole of half the disk.
-    #expect(pair.mirrored.discard(position: 256 << 10, count: 512 << 10) == .done)
+  /// Holes at the beginning, in the middle and at the end, and a follower's file that was another disk: they become the
+  /// same, and what was no data takes no space.
+  @Test func firstCopy_holesAreZerosInAFileThatHeldAnother() throws {
+    let pair = try DiskPair(
+      contents: [UInt8](repeating: 7, count: DiskPair.size), old: [UInt8](repeating: 0xa5, count: DiskPair.size))
+    for hole in [0..<64, 256..<512, 896..<1024] {
+      #expect(
+        pair.mirrored.discard(position: UInt64(hole.lowerBound) << 10, count: UInt64(hole.count) << 10) == .done)
+    }
     _ = pair.changes.take()
     var position: UInt64? = 0
     while let at = position { position = try pair.mirrored.tellContents(from: at, limit: 64 << 10) }
     let told = pair.changes.take()
-    #expect(told.reduce(0) { $0 + $1.weight } < 600 << 10)
-    #expect(
-      told.first?.position == 0 && told.last.map { $0.position + UInt64($0.weight - 64) } == UInt64(DiskPair.size))
+    #expect(told.reduce(0) { $0 + $1.weight } < 600 << 10, "holes are not told byte by byte")
+    for change in told { #expect(pair.follower.make(change) == 0) }
+    #expect(pair.file(1) == pair.file(0))
+    #expect(pair.blocks(1) <= pair.blocks(0))
+  }
+
+  /// A change is made at one go on the other side: it must not hear nothing for long.
+  @Test func firstCopy_tellsALargeHoleInPieces() throws {
+    let (disk, changes, path) = try sparseDisk(3 << 30)
+    defer { unsafe unlink(path) }
+    var position: UInt64? = 0
+    while let at = position { position = try disk.tellContents(from: at, limit: 1 << 20) }
+    let told = changes.take()
+    var end: UInt64 = 0
+    for change in told {
+      #expect(change.position == end, "without a gap")
+      switch change.kind {
+      case .write(let bytes): end += UInt64(bytes.count)
+      case .zero(let count, unmap: true):
+        #expect(count <= 256 << 20)
+        end += count
+      default: Issue.record("\(change)")
+      }
+    }
+    #expect(end == 3 << 30 && told.count <= 14)
   }
 
   @Test func changesOutsideTheDisk_orTooMany_areRefused() throws {
@@ -167,6 +203,97 @@ private final class DiskPair {
     #expect(small.keep(DiskChange(position: 0, kind: .write([UInt8](repeating: 1, count: 900))), epoch: 1))
     #expect(!small.keep(DiskChange(position: 0, kind: .write([UInt8](repeating: 1, count: 900))), epoch: 1))
   }
+}
+
+/// What keeps a secondary from being told more than it can keep.
+@Suite("A pair's disks: what is told and not loaded") struct DiskBacklogTests {
+  @Test func anEpochsChanges_askForACheckpoint_once() {
+    var backlog = DiskBacklog()
+    var asked: [Int] = []
+    for megabyte in 1...200 where backlog.told(1 << 20, epoch: 1) { asked.append(megabyte) }
+    #expect(asked == [65])
+    for megabyte in 1...100 where backlog.told(1 << 20, epoch: 2) { asked.append(megabyte) }
+    #expect(asked == [65, 65], "each epoch anew")
+    #expect(backlog.bytes == 300 << 20)
+  }
+
+  @Test func whatIsLoaded_isNoBacklog() {
+    var backlog = DiskBacklog()
+    for epoch in 1...4 as ClosedRange<UInt64> { _ = backlog.told(Int(epoch), epoch: epoch) }
+    backlog.loaded(2)
+    #expect(backlog.bytes == 7)
+    backlog.loaded(1)
+    #expect(backlog.bytes == 7)
+    backlog.loaded(9)
+    #expect(backlog.bytes == 0)
+    #expect(!backlog.told(5, epoch: 10) && backlog.bytes == 5)
+  }
+
+  /// A write waits on its worker while the other side is behind, not on the device thread, and not for ever when somebody has
+  /// to wait for it.
+  @Test(arguments: ["caughtUp", "hurried", "lost"]) func write_waits(until: String) throws {
+    let pair = try DiskPair(contents: [UInt8](repeating: 7, count: DiskPair.size))
+    let (isBehind, isDone) = (Shared(true), Shared(false))
+    pair.mirrored.mirror(to: { [changes = pair.changes] in changes.add($0) }, waitingWhile: { isBehind.value })
+    let buffers = pair.buffers(512)
+    let (disk, memory) = (pair.mirrored, pair.memory)
+    #expect(disk.write(memory, buffers, offset: 0, count: 512, position: 0, nowait: true) == .wouldBlock)
+    let thread = try HostThread.start(name: "worker") {
+      let outcome = disk.write(memory, buffers, offset: 0, count: 512, position: 0, nowait: false)
+      isDone.value = outcome == .done
+    }
+    usleep(20_000)
+    #expect(!isDone.value && pair.changes.take().isEmpty)
+    switch until {
+    case "caughtUp": isBehind.value = false
+    case "hurried": disk.hurry(true)
+    default: disk.mirror(to: nil)
+    }
+    thread.join()
+    #expect(isDone.value)
+    #expect(pair.changes.take().count == (until == "lost" ? 0 : 1))
+  }
+
+  /// A message has a limit, which a request has not.
+  @Test func largeWrite_isToldInPieces() throws {
+    let size = 40 << 20
+    let (disk, changes, path) = try sparseDisk(size)
+    defer { unsafe unlink(path) }
+    let memory = try GuestMemory(size: 64 << 20)
+    for page in stride(from: 0, to: 64 << 20, by: 4096) { try memory.write([UInt8(page >> 20)], at: UInt64(page)) }
+    var buffers = GuestBuffers()
+    _ = buffers.append(address: 4 << 20, count: UInt64(size), in: memory)
+    #expect(disk.write(memory, buffers, offset: 0, count: UInt64(size), position: 0, nowait: false) == .done)
+    var told: [UInt8] = []
+    for change in changes.take() {
+      guard case .write(let bytes) = change.kind else { continue }
+      #expect(change.position == UInt64(told.count) && bytes.count <= Message.limit / 2)
+      told += bytes
+    }
+    #expect(told.count == size && stride(from: 0, to: told.count, by: 4096).allSatisfy { told[$0] == $0 >> 20 + 4 })
+  }
+}
+
+/// A value that several threads look at.
+private final class Shared: Sendable {
+  private let state: Mutex<Bool>
+  init(_ value: Bool) { state = Mutex(value) }
+  var value: Bool {
+    get { state.withLock { $0 } }
+    set { state.withLock { $0 = newValue } }
+  }
+}
+
+/// A disk of one hole, what it tells, and its file, which is the caller's to remove.
+private func sparseDisk(_ size: Int) throws -> (MirroredDisk, DiskPair.Changes, String) {
+  var name = Array("/tmp/minivmm-disk-XXXXXX".utf8CString)
+  let file = unsafe mkstemp(&name)
+  #expect(lx_ftruncate(file, Int64(size)) == 0)
+  close(file)
+  let path = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  let (disk, changes) = (MirroredDisk(try DiskFile(path: path, readOnly: false)), DiskPair.Changes())
+  disk.mirror { changes.add($0) }
+  return (disk, changes, path)
 }
 
 /// Random numbers that a seed replays.

@@ -15,7 +15,30 @@ import Testing
     .received(epoch: 6),
     .loaded(epoch: 6, nanoseconds: 9),
     .heartbeat(term: 1, time: 2), .farewell(guestEnded: true), .admission(refusal: "busy"), .takeOver,
+    .started(card: 0, epoch: 4, frame: [5, 6]),
+    .early(
+      card: 0, epoch: 3,
+      outputs: [EarlyOutput(flow: flow, sequence: 9, count: 2, code: [UInt8](repeating: 7, count: 16), number: 1)]),
+    .ask(card: 0, epoch: 3, output: AskedOutput(flow: flow, end: 11, acknowledgement: 12)),
+    .contradicted(card: 0, base: 2, flow: flow),
+    .piece(
+      card: 0, base: 2,
+      piece: EarlyOutput(flow: flow, sequence: 9, count: 2, code: [UInt8](repeating: 7, count: 16), number: 1),
+      acknowledgement: 3),
   ]
+  private static let flow = FlowKey(
+    source: .init(high: 1, low: 2), destination: .init(high: 3, low: 4), sourcePort: 80, destinationPort: 5, proto: 6,
+    version: 6, vlan: 7)
+
+  @Test func everyKind_isInTheList_andNoOtherIsTaken() {
+    let kinds = Set(Self.all.map { $0.encoded[0] })
+    #expect(kinds == Set(1...18))
+    for kind in 0...255 as ClosedRange<UInt8> where !kinds.contains(kind) {
+      for count in [0, 1, 64] {
+        #expect(throws: StateError.self) { try Message(decoding: [kind] + [UInt8](repeating: 0, count: count)) }
+      }
+    }
+  }
 
   @Test(arguments: all) func roundTrip(message: Message) throws {
     #expect(try Message(decoding: message.encoded) == message)

@@ -19,6 +19,8 @@ import Testing
     /// A frame of the primary's that the secondary compares.
     case agreed([UInt8])
     case checkpoint
+    /// Another secondary.
+    case restart
   }
 
   static func tcp(
@@ -150,6 +152,18 @@ import Testing
       why: "the primary's ACK counts as said by both after a checkpoint",
       steps: [.p(tcp(1, ack: 10)), .checkpoint, .p(tcp(1, ack: 10))], equal: [1]),
     Row(
+      why: "without a secondary the primary has said 3.5 GiB that nobody saw: what follows is no retransmission",
+      steps: [
+        .p(tcp(1, "ab")), .s(tcp(1, "ab")), .restart, .p(tcp(0xe000_0000, "cd")), .p(tcp(0xe000_0002, "ef")),
+        .s(tcp(0xe000_0000, "cdef")),
+      ], equal: [0, 1, 2]),
+    Row(
+      why: "… and waits for the secondary",
+      steps: [.p(tcp(1, "ab")), .s(tcp(1, "ab")), .restart, .p(tcp(0xe000_0000, "cd"))], equal: [0]),
+    Row(
+      why: "… nor does an ACK of before count as said by both",
+      steps: [.p(tcp(1, ack: 10)), .s(tcp(1, ack: 10)), .restart, .p(tcp(1, ack: 10))], equal: [0]),
+    Row(
       why: "a difference is healed by a checkpoint",
       steps: [.p(tcp(1, "ab")), .s(tcp(1, "aX")), .checkpoint, .p(tcp(3, "c")), .s(tcp(3, "c"))], equal: [1],
       mismatch: .payload),
@@ -225,6 +239,10 @@ import Testing
       case .s(let bytes): outcome = comparator.secondary(bytes.span)
       case .agreed(let bytes): outcome = comparator.agree(bytes.span)
       case .checkpoint:
+        comparator.checkpoint()
+        outcome = .consistent
+      case .restart:
+        comparator.restart()
         comparator.checkpoint()
         outcome = .consistent
       }

@@ -11,6 +11,8 @@ public final class BlockDevice: VirtioDevice {
   static let finishedTag = VirtioMMIO.deviceTag
   /// Data segments a request may have: the queue less header and status.
   static let segmentMax = UInt32(Virtqueue.maximumSize) - 2
+  /// Bytes that may be on their way through the workers: a pause waits for them. More stays in the guest's queue.
+  static let inFlightLimit = 16 << 20
 
   private let disk: any Disk
   private let serial: [UInt8]
@@ -34,7 +36,10 @@ public final class BlockDevice: VirtioDevice {
   }
 
   /// Ends the worker threads. After the device thread has ended.
-  public func shutDown() { workers.stop() }
+  public func shutDown() {
+    disk.hurry(true)
+    workers.stop()
+  }
 
   public var deviceID: UInt32 { DeviceID.block }
   public var queueCount: Int { 1 }
@@ -74,6 +79,8 @@ public final class BlockDevice: VirtioDevice {
     defer { slots.spareChain = chain }
     queues.disableNotifications(queue)
     for count in 1...Int(Virtqueue.maximumSize) {
+      // An end of those under way comes back here.
+      guard !queues.isHeldBack else { break }
       guard queues.pop(queue, into: &chain) else {
         queues.flush(queue)
         guard queues.enableNotifications(queue) else { return false }
@@ -84,7 +91,7 @@ public final class BlockDevice: VirtioDevice {
       if count % 16 == 0 { queues.flush(queue) }
     }
     queues.flush(queue)
-    return true
+    return !queues.isHeldBack
   }
 
   private func handle(_ chain: inout DescriptorChain, _ queue: Int, _ queues: inout QueueSet) {
@@ -117,6 +124,7 @@ public final class BlockDevice: VirtioDevice {
     }
     if outcome == .wouldBlock {
       workers.submit(slots.fill(&chain, request, memory))
+      queues.isHeldBack = slots.bytes > Self.inFlightLimit
     } else {
       complete(chain, request, outcome, queue, &queues)
     }
@@ -142,22 +150,30 @@ public final class BlockDevice: VirtioDevice {
   }
 
   public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) -> Int? {
+    let wasHeldBack = queues.isHeldBack
     finish(&queues)
-    return nil
+    return wasHeldBack && !queues.isHeldBack ? 0 : nil
   }
 
   private func finish(_ queues: inout QueueSet) {
     slots.takeFinished(workers) { chain, request, outcome in complete(chain, request, outcome, 0, &queues) }
+    queues.isHeldBack = slots.bytes > Self.inFlightLimit
     queues.flush(0)
   }
 
   public func quiesce(_ queues: inout QueueSet) {
-    workers.drain()
+    drain()
     finish(&queues)
   }
 
-  public func reset() {
+  private func drain() {
+    disk.hurry(true)
     workers.drain()
+    disk.hurry(false)
+  }
+
+  public func reset() {
+    drain()
     slots.takeFinished(workers) { _, _, _ in }
   }
 }

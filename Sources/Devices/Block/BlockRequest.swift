@@ -28,6 +28,14 @@ struct BlockRequest: Sendable {
   /// Offset of the status byte in the writable part.
   let statusOffset: UInt64
 
+  /// Bytes that it reads or writes.
+  var size: Int {
+    switch operation {
+    case .read(_, let count), .write(_, let count): Int(count)
+    default: 0
+    }
+  }
+
   /// Reads and checks the request in `chain`; nil when there is no room for a status, so that none can be given.
   init?(_ chain: DescriptorChain, memory: GuestMemory, capacity: UInt64, readOnly: Bool) {
     guard chain.writable.count >= 1 else { return nil }

@@ -32,6 +32,13 @@ public protocol Disk: AnyObject, Sendable {
   func discard(position: UInt64, count: UInt64) -> DiskOutcome
   /// The range reads as zeros from now on; with `unmap` it may be deallocated.
   func writeZeroes(position: UInt64, count: UInt64, unmap: Bool) -> DiskOutcome
+  /// Between true and false somebody waits for the end of what is under way: a disk that has requests wait for others than
+  /// the medium does not then. Any thread.
+  func hurry(_ hurries: Bool)
+}
+
+extension Disk {
+  public func hurry(_ hurries: Bool) {}
 }
 
 /// A disk whose bytes can be reached without a guest's buffers, for those who replicate it.

@@ -17,6 +17,7 @@ final class DiskSlots: Sendable {
     var slots: [Slot] = []
     var free: [Int] = []
     var finished: [Int] = []
+    var bytes = 0
     var spare = DescriptorChain()
   }
 
@@ -37,6 +38,9 @@ final class DiskSlots: Sendable {
     set { table.withLock { $0.spare = newValue } }
   }
 
+  /// Bytes that the requests in slots read and write.
+  var bytes: Int { table.withLock { $0.bytes } }
+
   /// Moves a request into a free slot; `chain` becomes another, empty one.
   func fill(_ chain: inout DescriptorChain, _ request: BlockRequest, _ memory: GuestMemory) -> Int {
     table.withLock { table in
@@ -50,6 +54,7 @@ final class DiskSlots: Sendable {
       swap(&table.slots[index].chain, &chain)
       table.slots[index].request = request
       table.slots[index].memory = memory
+      table.bytes += request.size
       return index
     }
   }
@@ -98,6 +103,7 @@ final class DiskSlots: Sendable {
       table.withLock { table in
         table.slots[index].request = nil
         table.slots[index].memory = nil
+        table.bytes -= slot.request?.size ?? 0
         table.free.append(index)
       }
     }

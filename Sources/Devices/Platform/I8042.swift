@@ -84,7 +84,7 @@ public final class I8042: BusDevice, MachineDevice {
     }
   }
 
-  public func restore(from reader: inout StateReader) throws(StateError) {
+  public func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError) {
     let restored = try reader.section(sectionTag("8042"), version: 1) { reader, _ throws(StateError) in
       var state = State()
       state.control = try reader.get()
@@ -101,6 +101,6 @@ public final class I8042: BusDevice, MachineDevice {
       state.awaiting = isAwaiting ? awaiting : nil
       return state
     }
-    state.withLock { $0 = restored }
+    if !isTrial { state.withLock { $0 = restored } }
   }
 }

@@ -120,7 +120,7 @@ public final class PairRegisters: BusDevice, MachineDevice {
     }
   }
 
-  public func restore(from reader: inout StateReader) throws(StateError) {
+  public func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError) {
     let saved = try reader.section(sectionTag("pair"), version: 1) { reader, _ throws(StateError) in
       var saved = State()
       saved.select = try reader.get()
@@ -133,6 +133,7 @@ public final class PairRegisters: BusDevice, MachineDevice {
     guard saved.select < SourceRing.count else { throw .invalid("ring \(saved.select)") }
     for ring in saved.rings where ring != 0 && !isRing(ring) { throw .invalid("a ring at \(ring)") }
     guard saved.control == 0 || isControl(saved.control) else { throw .invalid("control words at \(saved.control)") }
+    if isTrial { return }
     state.withLock { state in
       let offered = state.offered
       state = saved

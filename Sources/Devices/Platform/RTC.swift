@@ -66,11 +66,11 @@ public final class RTC: BusDevice, MachineDevice {
     writer.section(sectionTag("rtc "), version: 1) { $0.put(index.load(ordering: .relaxed)) }
   }
 
-  public func restore(from reader: inout StateReader) throws(StateError) {
+  public func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError) {
     let saved = try reader.section(sectionTag("rtc "), version: 1) { reader, _ throws(StateError) in
       try reader.get(UInt8.self)
     }
     guard saved <= 0x7f else { throw .invalid("clock register \(saved)") }
-    index.store(saved, ordering: .relaxed)
+    if !isTrial { index.store(saved, ordering: .relaxed) }
   }
 }

@@ -29,7 +29,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// Forgets the driver. Requests in flight end first; none of them completes afterwards.
   func reset()
   func save(to writer: inout StateWriter)
-  func restore(from reader: inout StateReader) throws(StateError)
+  /// - Parameter isTrial: nothing changes; see ``MachineDevice/restore(from:isTrial:)``.
+  func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError)
   /// After a restore or a pause: look at the host side again.
   func resume()
 }
@@ -42,7 +43,7 @@ extension VirtioDevice {
   public func quiesce(_ queues: inout QueueSet) {}
   public func reset() {}
   public func save(to writer: inout StateWriter) {}
-  public func restore(from reader: inout StateReader) throws(StateError) {}
+  public func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError) {}
   public func resume() {}
 }
 
@@ -78,6 +79,8 @@ public struct QueueSet: Sendable {
   public internal(set) var features: UInt64 = 0
   /// True between DRIVER_OK and reset.
   public internal(set) var running = false
+  /// The device takes no more for now, and asks for a visit when it does again: what waits is not looked for.
+  public var isHeldBack = false
   /// True while the device thread polls the queues: drivers then need not notify.
   var watched = false {
     didSet {
@@ -115,7 +118,8 @@ public struct QueueSet: Sendable {
   }
 
   public mutating func hasPending(_ index: Int) -> Bool {
-    attempt(false, index) { queue, memory throws(QueueError) in try queue.pending(memory) != 0 }
+    guard !isHeldBack else { return false }
+    return attempt(false, index) { queue, memory throws(QueueError) in try queue.pending(memory) != 0 }
   }
 
   public mutating func unpop(_ index: Int, _ heads: ArraySlice<UInt16>) {

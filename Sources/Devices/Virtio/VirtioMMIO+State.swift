@@ -26,17 +26,19 @@ extension VirtioMMIO {
     }
   }
 
-  public func restore(from reader: inout StateReader) throws(StateError) {
+  public func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError) {
     var failure: StateError?
     var input = reader
     state.withLock { state in
-      do throws(StateError) { try restore(&state, from: &input) } catch { failure = error }
+      do throws(StateError) { try restore(&state, from: &input, isTrial) } catch { failure = error }
     }
     if let failure { throw failure }
     reader = input
   }
 
-  private func restore(_ state: inout Registers, from reader: inout StateReader) throws(StateError) {
+  private func restore(
+    _ state: inout Registers, from reader: inout StateReader, _ isTrial: Bool
+  ) throws(StateError) {
     try reader.section(sectionTag("vmio"), version: 1) { reader, _ throws(StateError) in
       let id = try reader.get(UInt32.self)
       guard id == device.deviceID else { throw .invalid("\(name) is device \(device.deviceID), saved was \(id)") }
@@ -67,10 +69,11 @@ extension VirtioMMIO {
         throw .invalid("\(name): running without features")
       }
       restored.queues = queues
-      device.reset()
+      if !isTrial { device.reset() }
       try reader.section(sectionTag("vdev"), version: 1) { reader, _ throws(StateError) in
-        try device.restore(from: &reader)
+        try device.restore(from: &reader, isTrial: isTrial)
       }
+      if isTrial { return }
       state = restored
       interrupt.pending = pending
       if queues.running { device.activate(features: queues.features) }

@@ -64,15 +64,7 @@ extension Machine {
       try vcpu.checkFrequency(saved.tscKHz)
     }
     phase.withLock { $0 = .failed }
-    for (device, saved) in zip(devices, state.devices) {
-      var reader = StateReader(saved.state)
-      do throws(StateError) {
-        try device.restore(from: &reader)
-        guard reader.remaining == 0 else {
-          throw StateError.invalid("\(reader.remaining) bytes left over by \(device.name)")
-        }
-      } catch { throw .state(error) }
-    }
+    try restoreDevices(state, isTrial: false)
     do throws(KVMError) {
       let tsc = try restoreClock(state, policy)
       for (vcpu, saved) in zip(vcpus, state.vcpus) { try vcpu.restore(saved, setsCPUID: isNew, tsc: tsc) }
@@ -81,6 +73,31 @@ extension Machine {
       try machine.descriptor.setBytes(.setPIT2, state.vm.pit)
     } catch { throw .kvm(error) }
     phase.withLock { $0 = before == .paused ? .paused : .ready }
+  }
+
+  /// Refuses a state that ``restore(_:clock:)`` would refuse, as far as that can be known before: all but a value that KVM does
+  /// not take. Nothing changes. From any thread, while the machine runs or stands still.
+  public func check(_ bytes: [UInt8]) throws(MachineError) {
+    let state = try MachineState.decode(bytes, for: shape, xsaveSize: xsaveSize)
+    try restoreDevices(state, isTrial: true)
+    // A guest that runs has what it was started with; asking its vCPUs would wait for them to stop.
+    guard phase.withLock({ $0 == .made }) else { return }
+    for (vcpu, saved) in zip(vcpus, state.vcpus) {
+      try vcpu.checkFeatures(saved.cpuid)
+      try vcpu.checkFrequency(saved.tscKHz)
+    }
+  }
+
+  private func restoreDevices(_ state: MachineState, isTrial: Bool) throws(MachineError) {
+    for (device, saved) in zip(devices, state.devices) {
+      var reader = StateReader(saved.state)
+      do throws(StateError) {
+        try device.restore(from: &reader, isTrial: isTrial)
+        guard reader.remaining == 0 else {
+          throw StateError.invalid("\(reader.remaining) bytes left over by \(device.name)")
+        }
+      } catch { throw .state(error) }
+    }
   }
 
   /// Sets kvmclock, before any vCPU runs, and says how the time stamp counters go with it.

@@ -5,6 +5,9 @@ extension Channel {
   /// Whether bulk waits to be sent.
   public var hasBulk: Bool { queue.withLock { !$0.bulk.isEmpty } }
 
+  /// Bytes that wait to be sent.
+  public var queuedBytes: Int { queue.withLock { $0.bytes } }
+
   /// Whether the other side goes on taking what it is sent: one that lives and does not is of no use. A value.
   public struct Progress {
     /// Nanoseconds that nothing may move.

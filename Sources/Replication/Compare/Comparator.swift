@@ -120,6 +120,14 @@ public struct Comparator: ~Copyable, Sendable {
     needsCheckpoint = false
   }
 
+  /// As new, but for the counters: there is another secondary, and nobody handed in what the primary has said while there was
+  /// none. What a flow had come to before says nothing of where it stands now: a frame could be taken for a retransmission.
+  public mutating func restart() {
+    let counters = counters
+    self = Comparator(limits: budget.limits)
+    self.counters = counters
+  }
+
   private mutating func put(_ side: Side, _ bytes: Span<UInt8>, token: UInt64) -> ComparisonOutcome {
     let frame = Frame(bytes)
     let outcome: FlowOutcome

@@ -28,22 +28,29 @@ extension SequenceMapper {
   ///
   /// What the primary has begun since is kept: the secondary has yet to begin it.
   public mutating func checkpointLoaded(epoch: UInt64, mappings: [UInt8] = []) throws(StateError) {
-    var inherited: [FlowKey: Connection] = [:]
-    if !mappings.isEmpty {
-      var reader = StateReader(mappings)
-      let count = Int(try reader.get(UInt32.self))
-      guard count <= capacity else { throw .invalid("\(count) mapped connections") }
-      for _ in 0..<count {
-        let (key, connection) = try Self.decode(&reader, epoch: epoch)
-        inherited[key] = connection
-      }
-      guard reader.remaining == 0 else { throw .invalid("bytes behind the mapped connections") }
-    }
+    var inherited = try decode(mappings, epoch: epoch)
     for (key, connection) in connections where connection.epoch > epoch {
       guard let primary = connection.primary else { continue }
       inherited[key] = Connection(primary: primary, epoch: connection.epoch)
     }
     connections = inherited
+  }
+
+  /// Refuses mappings that ``checkpointLoaded(epoch:mappings:)`` would refuse.
+  public func check(_ mappings: [UInt8]) throws(StateError) { _ = try decode(mappings, epoch: 0) }
+
+  private func decode(_ mappings: [UInt8], epoch: UInt64) throws(StateError) -> [FlowKey: Connection] {
+    guard !mappings.isEmpty else { return [:] }
+    var decoded: [FlowKey: Connection] = [:]
+    var reader = StateReader(mappings)
+    let count = Int(try reader.get(UInt32.self))
+    guard count <= capacity else { throw .invalid("\(count) mapped connections") }
+    for _ in 0..<count {
+      let (key, connection) = try Self.decode(&reader, epoch: epoch)
+      decoded[key] = connection
+    }
+    guard reader.remaining == 0 else { throw .invalid("bytes behind the mapped connections") }
+    return decoded
   }
 
   private static func decode(

@@ -44,6 +44,12 @@ public struct Blow: Equatable, Sendable, CustomStringConvertible {
     self.after = after
   }
 
+  /// Whether it happens before there is anything that a secondary could take over: then who serves goes on alone, and
+  /// whoever lives on tries again.
+  public var isBeforeProtection: Bool {
+    ["joining", "copyTaken", "firstCopy"].contains { fault?.hasPrefix("\($0)=") == true }
+  }
+
   /// The side's `--fault`, if it has one.
   public var fault: String? {
     switch kind {
@@ -82,7 +88,6 @@ public struct Round: Sendable {
       takeoverFault = "\(point)=delay:\(chance.number(1...300))"
     }
     if chance.number(0...1) == 0 {
-      // From outside: a fault point would have been passed while the first secondary was there.
       second = Blow(
         side: chance.one(of: [.primary, .primary, .secondary]), kind: chance.one(of: [.kill, .kill, .stop]),
         after: chance.number(0...1200))
@@ -90,6 +95,13 @@ public struct Round: Sendable {
     load = (chance.number(4...12), chance.one(of: [1000, 5000, 20_000, 20_000]))
     cpus = chance.one(of: [1, 1, 2])
     dirties = chance.number(0...3) == 0
+    // Of a first copy a pair survives the secondary's death, and whatever leaves the primary alive.
+    if chance.number(0...7) == 0 { blow.moveIntoFirstCopy(passage: chance.number(1...4)) }
+    let isAtAPoint = chance.number(0...1) == 0
+    let other = Self.blow(second?.side ?? .primary, &chance)
+    // A survivor's points are first passed with a secondary of its own. Those of a primary that lost its secondary were passed
+    // before.
+    if second != nil, isAtAPoint, second?.side == .secondary || blow.side == .primary { second = other }
   }
 
   /// Points at which a side has something to lose, and a peer that can go on.
@@ -128,5 +140,21 @@ public struct Round: Sendable {
     let faults = [blow.description, takeoverFault.map { "secondary \($0)" }, second.map { "then \($0)" }]
     let guest = (cpus > 1 ? ", \(cpus) CPUs" : "") + (dirties ? ", dirtying" : "")
     return "\(mode), \(load.connections) connections\(guest), \(faults.compactMap(\.self).joined(separator: ", "))"
+  }
+}
+
+extension Blow {
+  /// Has a fault at a point happen in the first copy instead, if both or the primary could live on then.
+  mutating func moveIntoFirstCopy(passage: Int) {
+    guard let action = fault?.split(separator: "=").last?.split(separator: "@").first else { return }
+    switch (side, kind) {
+    case (.primary, .delayAt): kind = .delayAt("firstCopy=\(action)@\(passage)")
+    case (.primary, .spoilAt): kind = .spoilAt("firstCopy=\(action)@\(passage)")
+    case (.secondary, .killAt): kind = .killAt("copyTaken=\(action)@\(50 * passage)")
+    case (.secondary, .stopAt): kind = .stopAt("copyTaken=\(action)@\(50 * passage)")
+    case (.secondary, .delayAt): kind = .delayAt("copyTaken=\(action)@\(50 * passage)")
+    case (.secondary, .spoilAt): kind = .spoilAt("copyTaken=\(action)@\(50 * passage)")
+    default: break
+    }
   }
 }

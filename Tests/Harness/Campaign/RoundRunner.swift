@@ -32,7 +32,11 @@ public struct RoundRunner {
 
   private mutating func play(_ failures: inout [String]) throws -> Load.Report {
     let primaryFaults = [round.blow.side == .primary ? round.blow.fault : nil]
-    let secondaryFaults = [round.blow.side == .secondary ? round.blow.fault : nil, round.takeoverFault]
+    let secondaryFaults = [
+      round.blow.side == .secondary ? round.blow.fault : nil, round.takeoverFault,
+      // Of when it serves.
+      round.second?.side == .primary ? round.second?.fault : nil,
+    ]
     let pair = try ProtectedPair(
       mode: round.mode, guest: guest, cpus: round.cpus, dirties: round.dirties, faults: primaryFaults.compactMap { $0 },
       folder: folder)
@@ -47,11 +51,7 @@ public struct RoundRunner {
     _ = try pair.addSecondary(faults: secondaryFaults.compactMap { $0 })
     do {
       try suffer(round.blow, pair, load)
-      if let second = round.second {
-        if pair.secondary == nil { _ = try pair.addSecondary() }
-        try pair.waitUntilProtected()
-        try suffer(second, pair, load)
-      }
+      if let second = round.second { try sufferAgain(second, pair, load) }
     } catch { failures.append("\(error)") }
     load.open(depth: 1)
     usleep(700_000)
@@ -83,14 +83,30 @@ public struct RoundRunner {
     return failures
   }
 
+  /// The same with a fresh secondary, or with the one that is left.
+  private mutating func sufferAgain(_ blow: Blow, _ pair: ProtectedPair, _ load: Load) throws {
+    guard let fault = blow.fault else {
+      if pair.secondary == nil { _ = try pair.addSecondary() }
+      try pair.waitUntilProtected()
+      return try suffer(blow, pair, load)
+    }
+    // Armed at the start of who serves by now, or of who is about to join.
+    guard pair.secondary == nil, blow.side == .secondary || pair.primary === pair.guests[1] else {
+      return notes.append("no second blow")
+    }
+    _ = try pair.addSecondary(faults: blow.side == .secondary ? [fault] : [])
+    let before = blow.side == .primary && round.takeoverFault != nil ? 1 : 0
+    try suffer(blow, pair, load, faultsBefore: before)
+  }
+
   /// Lets one thing happen, and waits until one side serves alone, or both go on.
-  private mutating func suffer(_ blow: Blow, _ pair: ProtectedPair, _ load: Load) throws {
+  private mutating func suffer(_ blow: Blow, _ pair: ProtectedPair, _ load: Load, faultsBefore: Int = 0) throws {
     guard let secondary = pair.secondary else { throw HarnessError("there is no secondary") }
     let victim = blow.side == .primary ? pair.primary : secondary
     if blow.fault == nil {
       try pair.waitUntilProtected()
       usleep(UInt32(blow.after) * 1000)
-    } else if !waitUntil(seconds: 8, { victim.console.contains("pair: fault:") }) {
+    } else if !waitUntil(seconds: 8, { victim.count(of: "pair: fault:") > faultsBefore }) {
       notes.append("the point was not reached")
       return
     }
@@ -101,7 +117,7 @@ public struct RoundRunner {
     case .kill, .killAt:
       try waitForSurvivor(of: blow, pair)
       guard try victim.waitForExit(timeout: 5) == -SIGKILL else { throw HarnessError("the victim was not killed") }
-    case .stopAt(let point) where point.hasPrefix("joining"):
+    case .stopAt where blow.isBeforeProtection:
       // It had nothing that could get lost: given up, it waits for a primary again, and the same one comes.
       usleep(1_000_000)
       victim.signal(SIGCONT)
@@ -115,7 +131,7 @@ public struct RoundRunner {
       try victim.wait(
         for: blow.side == .primary ? "pair: now fenced" : "before this side could take over", timeout: 10)
       _ = try victim.waitForExit(timeout: 10)
-    case .spoilAt(let point) where point.hasPrefix("joining"):
+    case .spoilAt where blow.isBeforeProtection:
       // As above: the same two try again.
       try pair.waitUntilProtected()
       notes.append("joined again")

@@ -1,0 +1,79 @@
+import CLinux
+import Devices
+import GuestMemory
+import Pair
+import Replication
+import Synchronization
+import Testing
+
+/// A wire without a network: frames that a test puts come in.
+final class Wire: FrameBackend {
+  let descriptor = lx_eventfd(0)
+  private let frames = Mutex<[[UInt8]]>([])
+
+  deinit { lx_close(descriptor) }
+
+  func put(_ frame: [UInt8]) { frames.withLock { $0.append(frame) } }
+
+  var offloads: UInt64 { 0 }
+  func setGuestOffloads(_ features: UInt64) {}
+  func flush() -> Bool { true }
+  func send(
+    _ header: [UInt8], _ frame: GuestBuffers, offset: UInt64, count: UInt64, memory: GuestMemory
+  ) -> SendResult { .sent }
+
+  func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int {
+    guard let frame = frames.withLock({ $0.isEmpty ? nil : $0.removeFirst() }) else { return 0 }
+    unsafe frame.withUnsafeBytes { unsafe buffer.copyMemory(from: $0) }
+    return frame.count
+  }
+}
+
+/// What the engine of a side was told of input.
+private final class Told: PairTraffic {
+  struct Input: Equatable { var number: UInt64, frame: [UInt8] }
+  private let inputs = Mutex<[Input]>([])
+
+  var input: [Input] { inputs.withLock { $0 } }
+
+  func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {
+    let bytes = unsafe Array(frame)
+    inputs.withLock { $0.append(Input(number: number, frame: bytes)) }
+  }
+  func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer, _ marking: Marking) {}
+  func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64? { nil }
+  func started(_ frame: UnsafeRawBufferPointer) {}
+  func gateIsFull() {}
+  func flush() {}
+  func outputEnded() {}
+}
+
+@Suite("A pair's card") struct BackendTests {
+  private static func frame(_ number: UInt8) -> [UInt8] { [UInt8](repeating: number, count: 60) }
+
+  private static func receive(_ backend: PairBackend) -> [UInt8] {
+    var buffer = [UInt8](repeating: 0, count: 2048)
+    let count = unsafe buffer.withUnsafeMutableBytes { unsafe backend.receive(into: $0) }
+    return Array(buffer.prefix(max(0, count)))
+  }
+
+  /// A survivor that is protected again while its log is not empty: its secondary must have every frame that the guest is
+  /// given after the first cut, wherever it comes from, or what the guest answers may leave before the secondary can know.
+  @Test func survivorsLog_isInputOfItsSecondary() throws {
+    let (wire, told) = (Wire(), Told())
+    let gate = OutputGate(mode: .colo, clock: { 0 }, send: { _ in true })
+    let backend = try PairBackend(tap: wire, side: .following, gate: gate, log: InputLog(), traffic: Told())
+    for number in 1...4 as ClosedRange<UInt8> { try backend.log.append(UInt64(number), Self.frame(number)) }
+    #expect(Self.receive(backend) == Self.frame(1))
+    backend.serve(told)
+    #expect(Self.receive(backend) == Self.frame(2))
+    #expect(told.input == [], "nobody follows yet")
+    backend.beginForwarding()
+    wire.put(Self.frame(5))
+    for number in 3...5 as ClosedRange<UInt8> {
+      #expect(Self.receive(backend) == Self.frame(number))
+      #expect(backend.given == UInt64(number) - 2)
+    }
+    #expect(told.input == (3...5).map { Told.Input(number: UInt64($0) - 2, frame: Self.frame($0)) })
+  }
+}
