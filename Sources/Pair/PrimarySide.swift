@@ -181,9 +181,11 @@ public final class PrimarySide: PairTraffic {
       state.isProtecting = true
     }
     defer { state.withLock { $0.isProtecting = false } }
-    comparison.withLock { $0.comparator.restart() }
     early.begin(channel)
-    comparison.withLock { $0.comparator.begin(channel) }
+    comparison.withLock { comparison in
+      comparison.comparator.restart()
+      comparison.comparator.begin(channel)
+    }
     FaultPoints.use(channel)
     peer.begin(channel, beats)
     receivingEnded.store(false, ordering: .releasing)
