@@ -26,6 +26,8 @@ public final class Load {
     /// The same of those over IPv6.
     public var ipv6 = [1]
     public var udp = 2
+    /// Pipelining depth of each connection to memcached over TCP.
+    public var memcached = [1, 4]
     /// Clients that connect again and again.
     public var churn = 1
     /// Clients that have blocks written to the disk.
@@ -44,7 +46,7 @@ public final class Load {
     let settings: [String: Any] = [
       "address": Namespace.guest, "seed": seed, "history": history.path, "tcp": options.connections,
       "address6": Namespace.guestIPv6, "tcp6": options.ipv6, "udp": options.udp, "churn": options.churn,
-      "journal": options.journal, "pause_us": options.pause, "interface": "br0",
+      "journal": options.journal, "memcached": options.memcached, "pause_us": options.pause, "interface": "br0",
     ]
     let text = String(decoding: try JSONSerialization.data(withJSONObject: settings), as: UTF8.self)
     let program = Environment.root.appending(path: "Tests/Harness/clients.py").path

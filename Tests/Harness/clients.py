@@ -3,7 +3,8 @@
 ARGV[1] is a JSON object: address, address6, seed, history (path), tcp (pipelining depth of each connection), tcp6 (the same,
 over IPv6), udp (number of clients),
 churn (number of clients that connect again and again),
-journal (number of clients that have blocks written to the disk), pause_us (longest time between two requests of a client),
+memcached (depth of each connection to memcached over TCP), journal (number of clients that have blocks written to the disk),
+pause_us (longest time between two requests of a client),
 interface (for resets). Standard input takes `open DEPTH` (one more connection) and `stop`; standard output says `ready`
 when every connection has had its first reply, `failure TEXT` at once, and `done JSON` at the end.
 
@@ -298,6 +299,59 @@ class Journal(Stream):
         return True
 
 
+class Memcached(Stream):
+    """A connection to memcached. Mostly reads, so that much of what it is told may leave early."""
+
+    def __init__(self, depth):
+        super().__init__(depth, kind="memcached", port=11211)
+
+    def ask(self):
+        global serial
+        serial += 1
+        key, kind = "mem%d" % chance.randrange(3), chance.random()
+        blobs = chance.random() < 0.1
+        if blobs:
+            key = "blob" + key
+        operation = self.begin(("set", key, serial * (1 if blobs else 1000)) if kind < 0.2 else ("get", key, None))
+        key = key.encode()
+        if operation.op == "set":
+            value = blob(operation.argument) if blobs else b"%d" % operation.argument
+            self.output += b"set %s 0 0 %d\r\n%s\r\n" % (key, len(value), value)
+        else:
+            self.output += b"get %s\r\n" % key
+
+    def reply(self):
+        end = self.input.find(b"\r\n")
+        if end < 0:
+            return False
+        line, rest, operation = self.input[:end], self.input[end + 2:], self.waiting[0]
+        result = None
+        try:
+            if operation.op == "set":
+                if line != b"STORED":
+                    raise ValueError
+            elif line != b"END":
+                word, key, flags, length = line.split()
+                if (word, key, flags) != (b"VALUE", operation.key.encode(), b"0"):
+                    raise ValueError
+                length = int(length)
+                if len(rest) < length + 7:
+                    return False
+                if rest[length:length + 7] != b"\r\nEND\r\n":
+                    raise ValueError
+                result = self.read_number(operation, rest[:length])
+                if result is None:
+                    raise ValueError
+                rest = rest[length + 7:]
+        except ValueError:
+            self.broken("%s %s was answered %r" % (operation.op, operation.key, self.input[:200]))
+            return False
+        self.input = rest
+        self.waiting.pop(0)
+        self.finished(operation, result)
+        return True
+
+
 class Datagrams(Client):
     """memcached over UDP, one request at a time, sent again until it is answered. The only one that writes its key."""
 
@@ -368,6 +422,8 @@ def main():
         Datagrams(number)
     for number in range(settings["journal"]):
         Journal(number)
+    for depth in settings["memcached"]:
+        Memcached(depth)
     for _ in range(settings["churn"]):
         Stream(1, life=3)
     selector.register(0, selectors.EVENT_READ, None)

@@ -105,6 +105,15 @@ extension Integration {
       try second.wait(for: "pair: now secondary", timeout: 10)
     }
 
+    /// A name that is not known as yet, of the channel or the beats: told once, and nothing goes on with one path.
+    @Test(arguments: ["--replicate", "--heartbeat"]) func unknownName_isTold(option: String) throws {
+      let second = try secondary()
+      let first = try primary(option, "nowhere.invalid:7000")
+      try first.wait(for: "cannot resolve nowhere.invalid:7000", timeout: 30)
+      #expect(staysTrue(for: 3) { !first.console.contains("now syncing") })
+      #expect(first.count(of: "cannot resolve") == 1 && second.isRunning)
+    }
+
     // MARK: Cuts
 
     /// The channel alone swallows everything: the primary goes on alone, and the secondary hears that and does not serve.
@@ -152,7 +161,7 @@ extension Integration {
 
     /// A secondary that beats and reads nothing: it is given up after five seconds, and costs the guest no more than time.
     @Test func secondaryThatDoesNotRead_isGivenUp_andTheGuestGoesOn() throws {
-      let (first, second, client) = try pair(secondaryMore: "--fault", "receivedSaid=delay:20000@20")
+      let (first, second, client) = try pair(secondaryMore: "--fault", "receivedSaid=delay:20000@5")
       try second.wait(for: "pair: fault", timeout: 20)
       let value = String(repeating: "x", count: 12_000)
       try count(on: client, 1...5)

@@ -79,6 +79,7 @@ struct Protection: Sendable {
   /// Both ways to a secondary that follows this machine.
   private func connect() throws(ChannelError) -> (Channel, BeatPath) {
     let descriptor = unsafe lx_tcp_connect(target.address)
+    guard descriptor != -EADDRNOTAVAIL else { throw .unresolved(target.address) }
     guard descriptor >= 0 else { throw .system(operation: Self.connecting, errno: -descriptor) }
     let beats: BeatPath
     do throws(ChannelError) { beats = try target.beats(beside: descriptor) } catch {

@@ -61,12 +61,12 @@ final class SecondaryService: EventHandler {
 
   // MARK: Connections
 
-  /// Says why somebody is not followed: not the same twice in a row, as whoever is refused tries again, nor more than a line a
-  /// second, as anybody can connect.
-  private func say(_ line: String) {
+  /// Says why somebody is not followed: not the same twice in a row, as whoever is refused tries again.
+  /// - Parameter byAnybody: it may be anybody's doing: not more than a line a second.
+  private func say(_ line: String, byAnybody: Bool = false) {
     let now = lx_monotonic_ns()
     let isNew = told.withLock { told in
-      guard told.line != line, now - told.time > 1_000_000_000 else { return false }
+      guard told.line != line, !byAnybody || now - told.time > 1_000_000_000 else { return false }
       told = (line, now)
       return true
     }
@@ -78,7 +78,7 @@ final class SecondaryService: EventHandler {
     AssembledMachine.restrict(resources.filters, .pair)
     var follower: HostThread?
     let reception = Reception(listener: listener, key: key)
-    while let channel = reception.next(refused: { say("pair: refused a connection: \($0)") }) {
+    while let channel = reception.next(refused: { say("pair: refused a connection: \($0)", byAnybody: true) }) {
       guard let side = free() else {
         say("pair: refused another primary")
         channel.refuse("it follows another primary; stop that one, or give this one a secondary of its own")

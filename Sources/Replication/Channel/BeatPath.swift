@@ -50,6 +50,7 @@ public final class BeatPath: Sendable {
     descriptor = listens ? unsafe lx_udp_listen(address) : unsafe lx_udp_connect(address)
     self.listens = listens
     state = Mutex(State(hasPeer: !listens))
+    guard descriptor != -EADDRNOTAVAIL || listens else { throw .unresolved(address) }
     guard descriptor >= 0 else { throw .system(operation: "opening UDP \(address)", errno: -descriptor) }
   }
 

@@ -5,6 +5,8 @@ public enum ChannelError: Error, Equatable, Sendable {
   /// The other side closed it, or the network did.
   case closed
   case system(operation: String, errno: Int32)
+  /// No address is known for this "host:port".
+  case unresolved(String)
   /// Nothing came within the time a step may take.
   case timedOut
   /// The other side does not have our key, or is no peer of ours.
@@ -23,6 +25,7 @@ extension ChannelError: CustomStringConvertible {
     case .closed: "the other side closed the connection"
     case .system(let operation, let error):
       "\(operation) on the replication channel: \(unsafe String(cString: lx_strerror(error)))"
+    case .unresolved(let address): "cannot resolve \(address); correct it, or see to this host's name service"
     case .timedOut: "the other side does not answer; is it a minivmm that waits for a peer?"
     case .notAuthentic: "the other side does not have the same key; give both the same --key file"
     case .otherVersion(let version):
