@@ -120,9 +120,9 @@ extension Integration {
     /// guest has yet to say. Linux drops such a segment as it comes; the client was told that it has come, and does not send it again.
     @Test func requestsThatAcknowledgeWhatTheSurvivorHasYetToSay_areNotLost() throws {
       defer { try? FileManager.default.removeItem(at: folder) }
-      let second = try secondary("--fault", "loaded=delay:5000@12")
       let first = try primary("--epoch-max", "500ms")
-      try first.wait(for: "minivmm: services started", timeout: 120)
+      try first.wait(for: "minivmm: services started", timeout: 200)
+      let second = try secondary("--fault", "loaded=delay:5000@20")
       try second.wait(for: "pair: now secondary", timeout: 60)
       let client = try space.connect(port: 11211, timeout: 20_000)
       #expect(try client.exchange("set k 0 0 1\r\nx\r\n", expecting: "STORED\r\n", timeout: 20_000))
