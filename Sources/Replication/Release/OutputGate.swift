@@ -298,8 +298,9 @@ public final class OutputGate: Sendable {
     while true {
       let token = known.first
       let facts = state[token].facts
+      let isDistrusted = !state.distrusted.isEmpty && state.distrusted[flow] != nil
       let verdict = ReleasePolicy.verdict(
-        facts, mode: mode, secondary: state.secondary, isDistrusted: !state.distrusted.isEmpty && state.distrusted[flow] != nil)
+        facts, mode: mode, secondary: state.secondary, isDistrusted: isDistrusted)
       guard verdict == .release || verdict == .releaseEarly else { break }
       count(facts, verdict, heldFor: now - min(state[token].since, now), mode, &state)
       state[token].isHeld = false
