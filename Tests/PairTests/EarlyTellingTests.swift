@@ -56,8 +56,8 @@ import Testing
   /// A secondary gives back the time of the last sign of life that it has read; a primary sends its own.
   @Test(arguments: [Role.alone, .joining]) func heartbeat_carriesThePrimarysTime(role: Role) throws {
     let (mine, other) = try channels()
-    let peer = PeerWatch(role: role, beats: nil)
-    peer.begin(mine)
+    let peer = PeerWatch(role: role)
+    peer.begin(mine, try beatPaths().listening)
     peer.heard(42)
     let sender = try HostThread.start(name: "send") { _ = mine.runSender() }
     let ticker = try HostThread.start(name: "tick") { peer.run(mine) {} }

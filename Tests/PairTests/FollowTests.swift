@@ -139,7 +139,7 @@ struct FollowTests {
   @Test func refusedBeforeTheFirstCheckpoint_nothingIsTakenOver() throws {
     let state = try ScriptedPrimary.machineState()
     for messages in [
-      [.checkpoint(epoch: 0, pages: 0, given: [0], mappings: [], held: [], wait: 0, state: state)],
+      [ScriptedPrimary.checkpoint(0, state: state)],
       [Self.checkpoint(epoch: 1, [])], [.disk(index: 0, epoch: 0, position: 1 << 20, count: 0, zero: 0, bytes: [1])],
       [ScriptedPrimary.pages(0, [(4096, 1)])],
     ] as [[Message]] {

@@ -9,7 +9,7 @@ import Testing
   /// The primary lets frames out until it hears the term: what it tells of them counts, and so does input.
   @Test func untilThePrimaryHasHeard_whatItTells_isKept() throws {
     let (primary, secondary) = try channels()
-    let side = SecondarySide(refreshes: false)
+    let side = SecondarySide(refreshes: false, beats: try beatPaths().listening)
     side.early.begin(secondary)
     let log = InputLog()
     try log.append(1, [1])

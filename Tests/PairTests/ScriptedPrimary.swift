@@ -19,7 +19,7 @@ final class ScriptedPrimary {
   static let diskSize = 1 << 20
 
   let channel: Channel
-  let side = SecondarySide(refreshes: false)
+  let side: SecondarySide
   let machine: Machine
   let backend: PairBackend
   let diskPath: String
@@ -30,6 +30,7 @@ final class ScriptedPrimary {
   private final class Life: Sendable {
     let ending = Mutex<SecondarySide.Ending?>(nil)
     let isOver = Atomic(false)
+    let isHeard = Atomic(false)
   }
 
   init(mode: ReplicationMode = .remus) throws {
@@ -37,6 +38,9 @@ final class ScriptedPrimary {
     let (disk, path) = try Self.makeDisk()
     let gate = OutputGate(mode: mode, clock: { lx_monotonic_ns() }, send: { _ in true })
     let wire = Wire()
+    let (listening, calling) = try beatPaths()
+    let side = SecondarySide(refreshes: false, beats: listening)
+    self.side = side
     let backend = try PairBackend(tap: wire, side: .following, gate: gate, log: InputLog(), traffic: side)
     let successor = try PrimarySide(PrimarySide.Options(mode: mode), tap: nil)
     let registers = PairRegisters(machine.memory, line: try InterruptLine())
@@ -45,7 +49,7 @@ final class ScriptedPrimary {
     _ = unsafe socketpair(AF_UNIX, CInt(SOCK_STREAM.rawValue), 0, &ends)
     let theirs = ends[1]
     side.mode = mode
-    let follower = try HostThread.start(name: "follow") { [side, life] in
+    let follower = try HostThread.start(name: "follow") { [life] in
       guard let channel = try? Channel(descriptor: theirs, side: .secondary, key: Self.key) else { return }
       let result = side.follow(channel) { _ in
         .init(
@@ -55,18 +59,22 @@ final class ScriptedPrimary {
       life.ending.withLock { $0 = result }
     }
     channel = try Channel(descriptor: ends[0], side: .primary, key: Self.key)
-    try channel.awaitAdmission()
     // Before any sign of life.
-    try channel.send(.configuration([]))
+    try channel.awaitAdmission([])
+    calling.begin(channel)
     let beats = try HostThread.start(name: "beats") { [channel, life] in
       var number: UInt64 = 0
-      while !life.isOver.load(ordering: .relaxed), (try? channel.send(.heartbeat(term: 1, sequence: number))) != nil {
+      while !life.isOver.load(ordering: .relaxed), (try? channel.send(.heartbeat(term: 1, time: number))) != nil {
+        calling.send(.init(term: 1, hasLeft: false))
+        // It answers the first that it hears.
+        if case .beat = calling.receive() { life.isHeard.store(true, ordering: .relaxed) }
         number += 1
         usleep(10_000)
       }
     }
     let sender = try HostThread.start(name: "send") { [channel] in _ = channel.runSender() }
     threads = [follower, beats, sender]
+    for _ in 0..<2000 where !life.isHeard.load(ordering: .relaxed) { usleep(1000) }
   }
 
   deinit {
@@ -115,7 +123,9 @@ final class ScriptedPrimary {
   static func checkpoint(
     _ epoch: UInt64, pages: UInt64 = 0, given: [UInt64] = [0], mappings: [UInt8] = [], state: [UInt8]
   ) -> Message {
-    .checkpoint(epoch: epoch, pages: pages, given: given, mappings: mappings, held: [], wait: 0, state: state)
+    .checkpoint(
+      epoch: epoch, pages: pages, given: given, mappings: mappings, addresses: CardAddresses().encoded, held: [],
+      wait: 0, state: state)
   }
 
   /// Whole pages, each of one byte's value.

@@ -113,3 +113,16 @@ final class FakeTap: FrameBackend {
     }
   }
 }
+
+/// The second way of signs of life, over loopback.
+func beatPaths() throws -> (listening: BeatPath, calling: BeatPath) {
+  let free = try freePort()
+  let listening = try BeatPath("127.0.0.1:\(free)", listens: true)
+  return (listening, try BeatPath("127.0.0.1:\(free)", listens: false))
+}
+
+/// A port that the kernel chose is given up when a socket is disconnected: one is chosen here, to be asked for.
+private func freePort() throws -> CInt {
+  let path = try BeatPath("127.0.0.1:0", listens: true)
+  return withExtendedLifetime(path) { lx_local_port(path.descriptor) }
+}

@@ -121,7 +121,7 @@ import Testing
   }
 
   private static let messages: [Message] = [
-    .input(card: 0, number: 1, frame: [1, 2, 3]), .heartbeat(term: 1, sequence: 7),
+    .input(card: 0, number: 1, frame: [1, 2, 3]), .heartbeat(term: 1, time: 7),
     .input(card: 0, number: 2, frame: []),
   ]
 
