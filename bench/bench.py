@@ -11,10 +11,10 @@ import traceback
 from machine import raise_priority
 from measure import Options, Unavailable
 from topics import (
-    blk, bulk, colo_qemu, comparator, exits, failover, idle, kv, linux_pair, net, pause, shrink, snapshot, start, store)
+    blk, bulk, colo_qemu, comparator, exits, failover, idle, kv, linux_pair, net, pause, shrink, snapshot, start, store, threads)
 
 TOPICS = {module.NAME: module for module in (exits, start, blk, net, store, snapshot, comparator, pause, kv, bulk, failover, idle,
-                                             shrink, linux_pair, colo_qemu)}
+                                             shrink, threads, linux_pair, colo_qemu)}
 
 EXAMPLES = """
 examples:

@@ -255,7 +255,8 @@ extension Integration {
       for _ in 0..<2 {
         let lost = try primary(tap: "tap0", ["--disk", disk, "--control", first])
         try lost.wait(for: "pair: now syncing", timeout: 30)
-        #expect(try pairStatus(first)["copying"] as? Double ?? 2 <= 1)
+        // It begins once signs of life have come by both paths.
+        #expect(try waitUntil { try pairStatus(first)["copying"] as? Double ?? 2 <= 1 })
         lost.signal(SIGKILL)
         _ = try lost.waitForExit()
         #expect(try waitUntil(seconds: 10) { try status(second)["state"] as? String == "waiting" })
