@@ -234,36 +234,42 @@ class Stream(Client):
         end = self.input.find(b"\r\n")
         if end < 0:
             return False
-        line, rest, operation = self.input[:end], self.input[end + 2:], self.waiting[0]
-        result = None
+        operation = self.waiting[0]
         try:
-            if operation.op == "set":
-                if line != b"+OK":
-                    raise ValueError
-            elif operation.op == "incr":
-                if line[:1] != b":":
-                    raise ValueError
-                result = int(line[1:])
-            else:
-                if line[:1] != b"$":
-                    raise ValueError
-                length = int(line[1:])
-                if length >= 0:
-                    if len(rest) < length + 2:
-                        return False
-                    if rest[length:length + 2] != b"\r\n":
-                        raise ValueError
-                    result = self.read_number(operation, rest[:length])
-                    if result is None:
-                        raise ValueError
-                    rest = rest[length + 2:]
+            taken = self.parse(operation, self.input[:end], self.input[end + 2:])
         except ValueError:
             self.broken("%s %s was answered %r" % (operation.op, operation.key, self.input[:200]))
             return False
-        self.input = rest
+        if taken is None:
+            return False
+        result, self.input = taken
         self.waiting.pop(0)
         self.finished(operation, result)
         return True
+
+    def parse(self, operation, line, rest):
+        """The result and what follows the reply; None when it is not whole, ValueError when it is none."""
+        if operation.op == "set":
+            if line != b"+OK":
+                raise ValueError
+            return None, rest
+        if operation.op == "incr":
+            if line[:1] != b":":
+                raise ValueError
+            return int(line[1:]), rest
+        if line[:1] != b"$":
+            raise ValueError
+        length = int(line[1:])
+        return (None, rest) if length < 0 else self.value(operation, rest, length, b"\r\n")
+
+    def value(self, operation, rest, length, end):
+        """As parse: a value of so many bytes, and what must follow it."""
+        if len(rest) < length + len(end):
+            return None
+        result = self.read_number(operation, rest[:length])
+        if rest[length:length + len(end)] != end or result is None:
+            raise ValueError
+        return result, rest[length + len(end):]
 
 
 class Journal(Stream):
@@ -320,36 +326,17 @@ class Memcached(Stream):
         else:
             self.output += b"get %s\r\n" % key
 
-    def reply(self):
-        end = self.input.find(b"\r\n")
-        if end < 0:
-            return False
-        line, rest, operation = self.input[:end], self.input[end + 2:], self.waiting[0]
-        result = None
-        try:
-            if operation.op == "set":
-                if line != b"STORED":
-                    raise ValueError
-            elif line != b"END":
-                word, key, flags, length = line.split()
-                if (word, key, flags) != (b"VALUE", operation.key.encode(), b"0"):
-                    raise ValueError
-                length = int(length)
-                if len(rest) < length + 7:
-                    return False
-                if rest[length:length + 7] != b"\r\nEND\r\n":
-                    raise ValueError
-                result = self.read_number(operation, rest[:length])
-                if result is None:
-                    raise ValueError
-                rest = rest[length + 7:]
-        except ValueError:
-            self.broken("%s %s was answered %r" % (operation.op, operation.key, self.input[:200]))
-            return False
-        self.input = rest
-        self.waiting.pop(0)
-        self.finished(operation, result)
-        return True
+    def parse(self, operation, line, rest):
+        if operation.op == "set":
+            if line != b"STORED":
+                raise ValueError
+            return None, rest
+        if line == b"END":
+            return None, rest
+        word, key, flags, length = line.split()
+        if (word, key, flags) != (b"VALUE", operation.key.encode(), b"0"):
+            raise ValueError
+        return self.value(operation, rest, int(length), b"\r\nEND\r\n")
 
 
 class Datagrams(Client):

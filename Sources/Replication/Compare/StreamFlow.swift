@@ -3,11 +3,11 @@
 /// Positions are sequence numbers carried on past 2^32; SYN and FIN take one each. Bytes of the side that is ahead are
 /// kept in the ring until the other comes to them, and for a while after, to check retransmissions.
 struct StreamFlow: ComparedFlow, Sendable {
-  private static let none = Int64.min
+  static let none = Int64.min
   /// The largest window that TCP allows (RFC 7323): older sequence numbers no client takes for a retransmission.
-  private static let largestWindow: Int64 = 1 << 30
+  static let largestWindow: Int64 = 1 << 30
 
-  private struct Half {
+  struct Half {
     var coverage = Coverage(reach: 0)
     var acknowledged: UInt32 = 0
     var hasAcknowledged = false
@@ -27,29 +27,29 @@ struct StreamFlow: ComparedFlow, Sendable {
     }
   }
 
-  private struct Claim {
+  struct Claim {
     var range: Range<Int64>
     var number: UInt64
     var code: [UInt8]
   }
 
-  private var halves: [2 of Half] = [Half(), Half()]
-  private var hasStarted = false
+  var halves: [2 of Half] = [Half(), Half()]
+  var hasStarted = false
   /// Every byte from `origin` to here has been compared.
-  private var floor: Int64 = 0
+  var floor: Int64 = 0
   /// The first position that was seen.
   private var origin: Int64 = 0
   /// What lies below `origin` is known to both sides: the connection was seen from its SYN, or there was a checkpoint.
   private var isSettled = false
-  private var syn = none
+  var syn = none
   private var peerFin: UInt32?
   private var isPeerDone = false
-  private var ring = ByteRing()
+  var ring = ByteRing()
   /// Stretches beyond `floor` that count as said by both, and are not in the ring.
-  private var agreed: [Range<Int64>] = []
+  var agreed: [Range<Int64>] = []
   private var pending = PendingQueue()
   /// What the secondary has said by code, and the primary not yet.
-  private var claims: [Claim] = []
+  var claims: [Claim] = []
   private(set) var isBroken = false
   /// How far the primary has come since the flow was broken off: from there both go on after the checkpoint.
   private var brokenTop: Int64 = 0
@@ -185,13 +185,13 @@ struct StreamFlow: ComparedFlow, Sendable {
     return isFinished
   }
 
-  private func position(of sequence: UInt32) -> Int64 {
+  func position(of sequence: UInt32) -> Int64 {
     floor + Int64(Int32(bitPattern: sequence &- UInt32(truncatingIfNeeded: floor)))
   }
 
-  private func sequence(at position: Int64) -> UInt32 { UInt32(truncatingIfNeeded: position) }
+  func sequence(at position: Int64) -> UInt32 { UInt32(truncatingIfNeeded: position) }
 
-  private mutating func start(at sequence: UInt32, syn isSyn: Bool) {
+  mutating func start(at sequence: UInt32, syn isSyn: Bool) {
     // Far from 0, so that what is older has a position as well.
     floor = Int64(sequence) + 1 << 32
     origin = floor
@@ -267,7 +267,7 @@ struct StreamFlow: ComparedFlow, Sendable {
     if frame.flags.contains(.ack) { halves[own].acknowledge(frame.acknowledgement) }
   }
 
-  private mutating func cover(_ own: Int, _ range: Range<Int64>) {
+  mutating func cover(_ own: Int, _ range: Range<Int64>) {
     halves[own].isSeen = true
     halves[own].coverage.insert(range)
     floor = max(floor, min(halves[0].coverage.reach, halves[1].coverage.reach))
@@ -278,64 +278,8 @@ struct StreamFlow: ComparedFlow, Sendable {
     }
   }
 
-  /// A piece of the secondary's by its code. It counts as said once the primary has said the same; until then it takes a frame of
-  /// the budget, and no bytes.
-  mutating func claim(
-    _ frame: Frame, _ piece: EarlyOutput, _ codes: inout RecordCode, _ budget: inout ComparatorBudget
-  ) -> FlowOutcome {
-    if !hasStarted {
-      start(at: frame.sequence, syn: false)
-    } else if syn != Self.none && !halves[1].hasSyn {
-      // As in ``put(_:_:_:token:budget:)``: the last words of an earlier connection.
-      return .consistent
-    }
-    let start = position(of: frame.sequence)
-    let range = start..<start + Int64(frame.payload.count)
-    guard start >= floor - Self.largestWindow else { return .mismatch(.unknown, place: frame.sequence) }
-    if let place = differentFlags(1, frame, start: start, dataEnd: range.upperBound) {
-      return .mismatch(.flags, place: sequence(at: place))
-    }
-    halves[1].isSeen = true
-    halves[1].acknowledge(frame.acknowledgement)
-    if range.isEmpty || halves[1].coverage.contains(range) { return .consistent }
-    if claims.count >= budget.limits.claimsPerFlow { return .overflow(.framesPerFlow) }
-    if budget.frames >= budget.limits.frames { return .overflow(.frames) }
-    budget.frames += 1
-    claims.append(Claim(range: range, number: piece.number, code: piece.code))
-    return settleClaims(&codes, &budget)
-  }
-
-  var hasClaims: Bool { !claims.isEmpty }
-
-  /// Compares what was claimed with what the primary has said by now.
-  mutating func settleClaims(_ codes: inout RecordCode, _ budget: inout ComparatorBudget) -> FlowOutcome {
-    var index = 0
-    while index < claims.count {
-      let claim = claims[index]
-      if !halves[1].coverage.contains(claim.range) {
-        guard halves[0].coverage.contains(claim.range) else {
-          index += 1
-          continue
-        }
-        // Its bytes are gone where it repeats what was compared long ago, or is to leave early.
-        guard ring.holds(claim.range), !agreed.contains(where: { $0.overlaps(claim.range) }) else {
-          return .mismatch(.unknown, place: sequence(at: claim.range.lowerBound))
-        }
-        let code = unsafe ring.withBytes(claim.range) { unsafe codes.code(number: claim.number, $0, $1) }
-        guard code == claim.code else {
-          return .mismatch(.payload, place: sequence(at: claim.range.lowerBound))
-        }
-        cover(1, claim.range)
-        if halves[1].coverage.islands.count > budget.limits.holesPerFlow { return .overflow(.holesPerFlow) }
-      }
-      claims.remove(at: index)
-      budget.frames -= 1
-    }
-    return .consistent
-  }
-
   /// The end of a stream must be at the same position on both sides, and on one side always at the same.
-  private mutating func differentFlags(_ own: Int, _ frame: Frame, start: Int64, dataEnd: Int64) -> Int64? {
+  mutating func differentFlags(_ own: Int, _ frame: Frame, start: Int64, dataEnd: Int64) -> Int64? {
     let other = 1 - own
     if !frame.payload.isEmpty {
       for half in 0..<2 where halves[half].fin != Self.none && dataEnd > halves[half].fin { return halves[half].fin }
