@@ -1,5 +1,7 @@
 // What comparing costs on one core: the primary's and the secondary's frames, equal, cut alike or not.
-// `swift run -c release comparator-bench [seconds a case]`. A packet is one frame of the primary with its counterpart.
+// `swift run -c release comparator-bench [seconds a case] [file of capture.py's]…`. A packet is one frame of the primary with its
+// counterpart.
+import Glibc
 import Replication
 
 @main struct ComparatorBench {
@@ -28,6 +30,40 @@ import Replication
     let seconds = CommandLine.arguments.dropFirst().first.flatMap { Double($0) } ?? 1
     for entry in cases { run(entry, seconds: seconds) }
     runMapper(seconds: seconds)
+    for path in CommandLine.arguments.dropFirst(2) { runCapture(path, seconds: seconds) }
+  }
+
+  /// What a real guest has sent, by both sides alike, a burst of 32 frames of the primary's before the secondary's.
+  static func runCapture(_ path: String, seconds: Double) {
+    guard let file = unsafe fopen(path, "rb") else { return print("\(path): cannot be read") }
+    defer { unsafe fclose(file) }
+    var frames: [[UInt8]] = []
+    var size: UInt32 = 0
+    while unsafe fread(&size, 4, 1, file) == 1, size < 1 << 20 {
+      var frame = [UInt8](repeating: 0, count: Int(size))
+      guard unsafe fread(&frame, frame.count, 1, file) == 1 else { break }
+      frames.append(frame)
+    }
+    var (sent, bytes, elapsed) = (0, 0, 0.0)
+    let clock = ContinuousClock()
+    while elapsed < seconds, !frames.isEmpty {
+      // Sequence numbers begin anew with each turn, and so does what is known of them.
+      var comparator = Comparator()
+      var equal = 0
+      let begin = clock.now
+      for start in stride(from: 0, to: frames.count, by: 32) {
+        let burst = frames[start..<min(start + 32, frames.count)]
+        for frame in burst { check(comparator.primary(frame.span, token: 0)) }
+        for frame in burst { check(comparator.secondary(frame.span)) }
+        while comparator.nextEqual() != nil { equal += 1 }
+      }
+      elapsed += (clock.now - begin) / .seconds(1)
+      precondition(equal == frames.count, "not all were found equal")
+      sent += frames.count
+      bytes += frames.reduce(0) { $0 + $1.count }
+    }
+    let name = path.split(separator: "/").last.map(String.init) ?? path
+    report(name, packets: sent, bytes: bytes, seconds: max(elapsed, 1e-9))
   }
 
   /// Frames of IPv4 of the right lengths; checksums are not looked at.
