@@ -10,7 +10,7 @@ interface, seconds, most, path = sys.argv[1], float(sys.argv[2]), int(sys.argv[3
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
 wire.bind((interface, 0))
 wire.settimeout(0.2)
-wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, 64 << 20)
+wire.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
 frames, end = [], time.monotonic() + seconds
 print("ready", flush=True)
 while time.monotonic() < end and len(frames) < most:
