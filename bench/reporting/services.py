@@ -14,7 +14,7 @@ NAME = "linux"
 TITLE = "Linux: memcached, nginx, redis"
 TEXT = """Debian's programs in a Linux guest of 128 MiB and one vCPU, 8 connections. Where KVM interprets the guest's kernel
 (see the machine below) a request takes it tens of milliseconds, and these ratios say little about other hosts."""
-CLIENTS = (("memcached", "memcached get"), ("nginx", "nginx, small file"), ("redis", "redis GET"), ("bulk", "nginx, 1 MiB"))
+CLIENTS = (("memcached", "memcached get"), ("nginx", "nginx, small file"), ("redis", "redis GET"), ("bulk", "nginx, 16 MiB"))
 
 
 def measure(options, tell):

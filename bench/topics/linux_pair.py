@@ -1,7 +1,6 @@
 """Redis and nginx in the protected Linux guest, by mode, and the latency of one reply."""
 
 import contextlib
-import hashlib
 import json
 import re
 import tempfile
@@ -40,25 +39,22 @@ def latency(client, command, count):
     return float(re.findall(r'"([\d.]+)"', text.splitlines()[-1])[3])
 
 
-def download(client, sums, name, folder):
-    """Bytes a second of a file of nginx's, which must come whole."""
-    speed = client(["curl", "-sf", "-o", f"{folder}/file", "-w", "%{speed_download}", f"http://{network.GUEST}/{name}"])
-    with open(f"{folder}/file", "rb") as file:
-        if hashlib.sha256(file.read()).hexdigest() != sums[name]:
-            raise GuestFailed(f"{name} from nginx came with other bytes")
-    return float(speed)
-
-
 def redis(client, requests):
     """Replies a second on 8 connections."""
     return float(re.search(r'"GET","([\d.]+)"', client([*REDIS, "-c", "8", "-n", str(requests), "-t", "get"]))[1])
 
 
 def bulk(options, client, folder):
-    """Bytes a second of 1 MiB from nginx."""
-    with open(f"{options.root}/guests/linux/out/www.sha256") as file:
-        sums = {name: digest for digest, name in (line.split() for line in file)}
-    return download(client, sums, "1MiB.txt", folder)
+    """Bytes a second of a file of 16 MiB from nginx, or of as much of it as comes within the time; line n of it is the number n
+    in seven digits."""
+    fetch = (f"curl -sf --max-time {10 if options.quick else 20} -o {folder}/file -w '%{{speed_download}}' "
+             f"http://{network.GUEST}/16MiB.txt || [ $? = 28 ]")
+    speed = client(["sh", "-c", fetch])
+    with open(f"{folder}/file", "rb") as file:
+        for number, line in enumerate(file):
+            if not (b"%07d\n" % number).startswith(line):
+                raise GuestFailed(f"line {number} of 16MiB.txt came as {line!r}")
+    return float(speed)
 
 
 @contextlib.contextmanager
@@ -112,7 +108,7 @@ def run(options):
         rows.append(row(f"redis_vs_none_{mode}", "redis", each, "none",
                         lambda a, b: f"GET, 8 connections: {a:.0f}/s; none {b:.0f}/s"))
         rows.append(row(f"bulk_linux_vs_none_{mode}", "bulk", each, "none",
-                        lambda a, b: f"1 MiB from nginx: {a / 1e6:.2f} MB/s; none {b / 1e6:.2f} MB/s",
+                        lambda a, b: f"16 MiB from nginx: {a / 1e6:.2f} MB/s; none {b / 1e6:.2f} MB/s",
                         ">= 0.5" if mode == "colo" else None))
     for period, target in (("100ms", "<= 1.3"), ("2s", "<= 1.1")):
         taken = json.dumps(results[period][-1]["status"]["checkpoints"])
