@@ -81,6 +81,7 @@ public final class FollowerDisk: ByteDisk {
     for change in due {
       let error = apply(change)
       guard error == 0 else { return error }
+      FaultPoints.pass(.diskWritten)
     }
     return state.withLock { state in
       state.present.removeAll(keepingCapacity: true)

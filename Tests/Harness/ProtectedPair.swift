@@ -134,7 +134,9 @@ public enum GuestKind: String, Sendable {
     return [
       "--kernel", out.appending(path: "vmlinux").path, "--initrd", out.appending(path: "initramfs.cpio").path,
       "--memory", "128M", "--cpus", "\(cpus)", "--disk", Self.disk(folder, 0),
-      "--cmdline", "\(line) ip=\(Namespace.guest)::\(Namespace.host):255.255.255.0::eth0:off",
+      "--cmdline",
+      "\(line) ip=\(Namespace.guest)::\(Namespace.host):255.255.255.0::eth0:off"
+        + " minivmm.redis=--appendonly,yes,--appendfsync,always",
     ]
   }
 

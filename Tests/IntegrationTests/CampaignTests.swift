@@ -6,7 +6,7 @@ extension Integration {
   /// `./test --campaign N --seed S` plays other rounds than these.
   @Suite(
     "Campaign", .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
-    .timeLimit(.minutes(5)))
+    .timeLimit(.minutes(6)))
   struct Campaigns {
     @Test func twentyRandomRounds_clientsNoticeNothing() {
       #expect(Campaign().run() == [])
@@ -16,6 +16,32 @@ extension Integration {
       var campaign = Campaign()
       (campaign.rounds, campaign.seed, campaign.modes) = (10, 101, ["colo++"])
       #expect(campaign.run() == [])
+    }
+
+    /// In each phase of a checkpoint either side dies: the one that is there, or the other one meanwhile.
+    static let deaths = [Blow.Side.primary, .secondary].flatMap { side in
+      (side == .primary ? Round.primaryPoints : Round.secondaryPoints).flatMap { point -> [Blow] in
+        let other = side == .primary ? Blow.Side.secondary : .primary
+        let place = point.hasPrefix("disk") ? 40 : 5
+        // Before the first checkpoint nobody can take over.
+        guard point != "joining" else { return [Blow(side: side, kind: .killAt("joining=kill"), after: 0)] }
+        return [
+          Blow(side: side, kind: .killAt("\(point)=kill@\(place)"), after: 0),
+          Blow(side: other, kind: .killWhilePeerAt("\(point)=delay:200@\(place)"), after: 0),
+        ]
+      }
+    }
+
+    @Test(arguments: deaths) func eitherSideDies_atEachPoint(death: Blow) {
+      var round = Round(seed: 1, modes: ["colo"])
+      round.blow = death
+      (round.takeoverFault, round.second, round.cpus, round.dirties) = (nil, nil, 1, false)
+      round.load = (connections: 6, pause: 5000)
+      let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-deaths-\(getpid())")
+      defer { try? FileManager.default.removeItem(at: folder) }
+      var runner = RoundRunner(round, folder: folder)
+      let result = runner.run()
+      #expect(result.failures == [] && result.notes == [])
     }
 
     @Test(.enabled(if: Environment.hasLinux, "needs the built Linux guest")) func twoRandomRounds_withRedisInLinux() {

@@ -31,8 +31,11 @@ public struct Blow: Equatable, Sendable, CustomStringConvertible {
     case delayAt(String)
     /// The channel is spoilt or cut, or a disk full: both sides live, and one of them has to give way.
     case spoilAt(String)
+    /// Killed from outside, while the other side stands at its fault point.
+    case killWhilePeerAt(String)
   }
 
+  /// Whom it happens to.
   public var side: Side
   public var kind: Kind
   /// Milliseconds after the pair is protected.
@@ -50,12 +53,19 @@ public struct Blow: Equatable, Sendable, CustomStringConvertible {
     ["joining", "copyTaken", "firstCopy"].contains { fault?.hasPrefix("\($0)=") == true }
   }
 
-  /// The side's `--fault`, if it has one.
+  /// The `--fault` that it takes, if it takes one.
   public var fault: String? {
     switch kind {
     case .kill, .stop: nil
-    case .killAt(let fault), .stopAt(let fault), .delayAt(let fault), .spoilAt(let fault): fault
+    case .killAt(let fault), .stopAt(let fault), .delayAt(let fault), .spoilAt(let fault), .killWhilePeerAt(let fault):
+      fault
     }
+  }
+
+  /// Whose fault point that is.
+  public var faultySide: Side {
+    guard case .killWhilePeerAt = kind else { return side }
+    return side == .primary ? .secondary : .primary
   }
 
   public var description: String { "\(side) \(fault ?? "\(kind) after \(after) ms")" }
@@ -102,13 +112,19 @@ public struct Round: Sendable {
     // A survivor's points are first passed with a secondary of its own. Those of a primary that lost its secondary were passed
     // before.
     if second != nil, isAtAPoint, second?.side == .secondary || blow.side == .primary { second = other }
+    // Only there is output that is told before it leaves. At a primary's first passages its guest has yet to come to rest.
+    let isToldEarly = chance.number(0...3) == 0
+    let passage = chance.number(20...200)
+    if self.mode == "colo++", isToldEarly, case .killAt = blow.kind, blow.side == .primary {
+      blow.kind = .killAt("toldEarly=kill@\(passage)")
+    }
   }
 
   /// Points at which a side has something to lose, and a peer that can go on.
-  private static let primaryPoints = [
+  public static let primaryPoints = [
     "paused", "saved", "cut", "resumed", "pagesSent", "checkpointSent", "receivedHeard", "released", "diskTold",
   ]
-  private static let secondaryPoints = [
+  public static let secondaryPoints = [
     "joining", "pagesStaged", "checkpointWhole", "receivedSaid", "rolledBack", "loaded", "diskWritten",
   ]
 

@@ -31,9 +31,9 @@ public struct RoundRunner {
   }
 
   private mutating func play(_ failures: inout [String]) throws -> Load.Report {
-    let primaryFaults = [round.blow.side == .primary ? round.blow.fault : nil]
+    let primaryFaults = [round.blow.faultySide == .primary ? round.blow.fault : nil]
     let secondaryFaults = [
-      round.blow.side == .secondary ? round.blow.fault : nil, round.takeoverFault,
+      round.blow.faultySide == .secondary ? round.blow.fault : nil, round.takeoverFault,
       // Of when it serves.
       round.second?.side == .primary ? round.second?.fault : nil,
     ]
@@ -60,7 +60,7 @@ public struct RoundRunner {
     failures += report.failures
     failures += history.check()
     if report.diskErrors > 0 { notes.append("disk errors: \(report.diskErrors)") }
-    if guest == .lab { failures += try checkDisks(pair, history) }
+    failures += try checkDisks(pair, history)
     for guest in pair.guests {
       for line in guest.console.split(separator: "\n") where line.contains("ended by itself") {
         failures.append("\(line)")
@@ -70,17 +70,22 @@ public struct RoundRunner {
     return report
   }
 
-  /// The disk of who serves has all that was acknowledged, and the secondary's becomes the same once nothing more is written.
+  /// The secondary's disk becomes that of who serves once nothing more is written, and this one has all that was acknowledged.
   private func checkDisks(_ pair: ProtectedPair, _ history: History) throws -> [String] {
     let disk = pair.disk(of: pair.primary)
-    var failures = try JournalCheck.check(disk: disk, against: history)
-    guard let secondary = pair.secondary, secondary.isRunning else { return failures }
-    let same = try waitUntil(seconds: 5) {
-      usleep(50_000)
-      return try Data(contentsOf: disk) == Data(contentsOf: pair.disk(of: secondary))
+    var failures: [String] = []
+    if let secondary = pair.secondary, secondary.isRunning {
+      // Linux writes its journal some seconds later.
+      let same = try waitUntil(seconds: guest == .lab ? 5 : 20) {
+        usleep(50_000)
+        return try Harness.run("cmp", [disk.path, pair.disk(of: secondary).path]).status == 0
+      }
+      if !same { failures.append("the disks of a pair at rest differ") }
     }
-    if !same { failures.append("the disks of a pair at rest differ") }
-    return failures
+    guard guest == .linux else { return try failures + JournalCheck.check(disk: disk, against: history) }
+    pair.primary.signal(SIGKILL)
+    _ = try pair.primary.waitForExit()
+    return try failures + AppendOnlyCheck.check(disk: disk, against: history, in: folder)
   }
 
   /// The same with a fresh secondary, or with the one that is left.
@@ -103,18 +108,22 @@ public struct RoundRunner {
   private mutating func suffer(_ blow: Blow, _ pair: ProtectedPair, _ load: Load, faultsBefore: Int = 0) throws {
     guard let secondary = pair.secondary else { throw HarnessError("there is no secondary") }
     let victim = blow.side == .primary ? pair.primary : secondary
+    let faulty = blow.faultySide == .primary ? pair.primary : secondary
     if blow.fault == nil {
       try pair.waitUntilProtected()
       usleep(UInt32(blow.after) * 1000)
-    } else if !waitUntil(seconds: 8, { victim.count(of: "pair: fault:") > faultsBefore }) {
+    } else if !waitUntil(seconds: 8, { faulty.count(of: "pair: fault:") > faultsBefore }) {
       notes.append("the point was not reached")
       return
     }
-    if blow.kind == .kill { victim.signal(SIGKILL) }
-    if blow.kind == .stop { victim.signal(SIGSTOP) }
+    switch blow.kind {
+    case .kill, .killWhilePeerAt: victim.signal(SIGKILL)
+    case .stop: victim.signal(SIGSTOP)
+    default: break
+    }
     load.open(depth: 4)
     switch blow.kind {
-    case .kill, .killAt:
+    case .kill, .killAt, .killWhilePeerAt:
       try waitForSurvivor(of: blow, pair)
       guard try victim.waitForExit(timeout: 5) == -SIGKILL else { throw HarnessError("the victim was not killed") }
     case .stopAt where blow.isBeforeProtection:
