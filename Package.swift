@@ -61,7 +61,7 @@ let package = Package(
     .target(name: "CHarness", path: "Tests/CHarness"),
     .target(
       name: "Harness", dependencies: ["CHarness"], path: "Tests/Harness",
-      exclude: ["relay.py", "clients.py", "capture.py", "README.md"]),
+      exclude: ["relay.py", "clients.py", "capture.py", "callers.py", "server.py", "README.md"]),
     .executableTarget(name: "campaign", dependencies: ["Harness"], path: "Tests/Campaign"),
     .testTarget(name: "HarnessTests", dependencies: ["Harness"], path: "Tests/HarnessTests"),
     .testTarget(

@@ -43,6 +43,8 @@ public struct StateWriter: Sendable {
   public internal(set) var bytes: [UInt8] = []
 
   public init() {}
+  /// With room for so many bytes.
+  public init(capacity: Int) { bytes.reserveCapacity(capacity) }
 
   // Specialised by its callers: it is called for every field of every message.
   @inlinable

@@ -43,7 +43,6 @@ enum KVMRequest : unsigned long {
   REQUEST(getClock, KVM_GET_CLOCK),
   REQUEST(setClock, KVM_SET_CLOCK),
   REQUEST(getDirtyLog, KVM_GET_DIRTY_LOG),
-  REQUEST(clearDirtyLog, KVM_CLEAR_DIRTY_LOG),
   REQUEST(resetDirtyRings, KVM_RESET_DIRTY_RINGS),
   // virtual CPU
   REQUEST(run, KVM_RUN),
@@ -100,7 +99,6 @@ static inline int ckvm_run(int vcpu) {
 // --- flags that are enum-shifted or _BITUL in the kernel's header
 static const uint32_t ckvm_ioeventfd_datamatch = KVM_IOEVENTFD_FLAG_DATAMATCH;
 static const uint32_t ckvm_ioeventfd_deassign = KVM_IOEVENTFD_FLAG_DEASSIGN;
-static const uint64_t ckvm_dirty_log_manual_protect = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
 
 // --- the offset of a vCPU's time stamp counter (Documentation/virt/kvm/devices/vcpu.rst)
 static inline int ckvm_tsc_offset(int vcpu, enum KVMRequest request, uint64_t *offset) {
@@ -144,12 +142,6 @@ static inline unsigned ckvm_emulation_bytes(const struct kvm_run *run, uint8_t *
 static inline int ckvm_get_dirty_log(int vm, uint32_t slot, void *bitmap) {
   struct kvm_dirty_log log = {.slot = slot, .dirty_bitmap = bitmap};
   return ckvm_ioctl_pointer(vm, KVMRequest_getDirtyLog, &log);
-}
-/// Protects again the pages whose bits are set; `first` is a multiple of 64, `count` too unless it ends the slot.
-static inline int ckvm_clear_dirty_log(int vm, uint32_t slot, uint64_t first, uint32_t count, const void *bitmap) {
-  struct kvm_clear_dirty_log log = {
-      .slot = slot, .num_pages = count, .first_page = first, .dirty_bitmap = (void *)bitmap};
-  return ckvm_ioctl_pointer(vm, KVMRequest_clearDirtyLog, &log);
 }
 
 // --- the dirty ring, shared with the kernel (Documentation/virt/kvm/api.rst, KVM_CAP_DIRTY_LOG_RING_ACQ_REL)

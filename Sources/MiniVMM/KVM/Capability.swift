@@ -32,8 +32,6 @@ struct Capability: Sendable, Equatable {
   static let kvmclockCtrl = Capability(name: "KVM_CAP_KVMCLOCK_CTRL", number: KVM_CAP_KVMCLOCK_CTRL)
   static let dirtyRing = Capability(
     name: "KVM_CAP_DIRTY_LOG_RING_ACQ_REL", number: KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
-  static let manualDirtyLog = Capability(
-    name: "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", number: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)
   static let maximumVCPUs = Capability(name: "KVM_CAP_MAX_VCPUS", number: KVM_CAP_MAX_VCPUS)
   static let clockFlags = Capability(name: "KVM_CAP_ADJUST_CLOCK", number: KVM_CAP_ADJUST_CLOCK)
 
@@ -43,7 +41,6 @@ struct Capability: Sendable, Equatable {
     (tscDeadline, "guests use the slower one-shot APIC timer"),
     (kvmclockCtrl, "a guest may log a soft lockup after a pause"),
     (dirtyRing, "dirty pages are tracked by bitmap only"),
-    (manualDirtyLog, "every reading of the dirty bitmap protects all pages again"),
     (tscControl, "a saved machine keeps its time stamp counter's rate only on hosts of the same rate"),
   ]
 }

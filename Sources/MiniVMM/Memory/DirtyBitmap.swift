@@ -2,19 +2,16 @@ internal import CKVM
 internal import GuestMemory
 internal import Synchronization
 
-/// KVM_GET_DIRTY_LOG. Where the kernel lets the caller choose when to protect pages again
-/// (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), exactly those are cleared that were given, so none can be lost in between.
+/// KVM_GET_DIRTY_LOG, which takes each bit and protects its page in one step, so that none can be lost in between. To clear by
+/// hand (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) would be a second system call, in the pause as well: what is written after the guest
+/// goes on belongs to the next harvest.
 final class DirtyBitmap: DirtySource {
   private let machine: VirtualMachine
-  private let clearsByHand: Bool
   /// One bitmap a memslot, kept to spare an allocation a harvest.
   private let bitmaps: Mutex<[[UInt64]]>
 
-  /// Before the memslots log.
-  init(_ machine: VirtualMachine, _ kvm: KVMSystem) throws(KVMError) {
+  init(_ machine: VirtualMachine) {
     self.machine = machine
-    clearsByHand = kvm.capability(.manualDirtyLog) & Int(ckvm_dirty_log_manual_protect) != 0
-    if clearsByHand { try machine.enable(.manualDirtyLog, ckvm_dirty_log_manual_protect) }
     bitmaps = Mutex(machine.memory.regions.map { [UInt64](repeating: 0, count: Self.words(Self.pages($0))) })
   }
 
@@ -24,25 +21,18 @@ final class DirtyBitmap: DirtySource {
       // Regions begin at multiples of 64 pages in the file, so whole words are united.
       let firstWord = Int(region.fileOffset / GuestMemory.pageSize / 64)
       let result: CInt = bitmaps.withLock { bitmaps in
-        let result = read(slot, region, &bitmaps[slot])
+        let result = unsafe bitmaps[slot].withUnsafeMutableBytes { bytes in
+          unsafe ckvm_get_dirty_log(machine.descriptor.raw, UInt32(slot), bytes.baseAddress)
+        }
         guard result >= 0 else { return result }
         for index in bitmaps[slot].indices { pages.words[firstWord + index] |= bitmaps[slot][index] }
         return result
       }
-      guard result >= 0 else { throw .failed(clearsByHand ? .clearDirtyLog : .getDirtyLog, errno: -result) }
+      guard result >= 0 else { throw .failed(.getDirtyLog, errno: -result) }
     }
   }
 
   func overflow(vcpu: Int) -> Bool { true }
-
-  private func read(_ slot: Int, _ region: GuestMemory.Region, _ bitmap: inout [UInt64]) -> CInt {
-    unsafe bitmap.withUnsafeMutableBytes { bytes in
-      let result = unsafe ckvm_get_dirty_log(machine.descriptor.raw, UInt32(slot), bytes.baseAddress)
-      guard result >= 0, clearsByHand else { return result }
-      return unsafe ckvm_clear_dirty_log(
-        machine.descriptor.raw, UInt32(slot), 0, UInt32(Self.pages(region)), bytes.baseAddress)
-    }
-  }
 
   private static func pages(_ region: GuestMemory.Region) -> Int { Int(region.size / GuestMemory.pageSize) }
   private static func words(_ pages: Int) -> Int { (pages + 63) / 64 }

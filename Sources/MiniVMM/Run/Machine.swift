@@ -130,7 +130,7 @@ public final class Machine: Sendable {
       vcpus = try Self.makeVCPUs(configuration.cpus, machine, kvm)
       switch configuration.dirtyTracking {
       case .none: dirtySource = nil
-      case .bitmap: dirtySource = try DirtyBitmap(machine, kvm)
+      case .bitmap: dirtySource = DirtyBitmap(machine)
       case .ring(let entries): dirtySource = try DirtyRings(machine, vcpus, entries: entries)
       }
       if dirtySource != nil { try machine.mapMemory(logDirtyPages: true) }

@@ -26,12 +26,11 @@ internal import Glibc
     return unsafe body(&value)
   }
 
-  /// As ``withLock(_:)``, and tells those who wait that the value has changed.
+  /// As ``withLock(_:)``, and tells those who wait that the value has changed: without the lock, which they want at once.
   func change<R>(_ body: (inout Value) -> R) -> R {
-    withLock { value in
-      defer { unsafe pthread_cond_broadcast(condition) }
-      return body(&value)
-    }
+    let result = withLock(body)
+    unsafe pthread_cond_broadcast(condition)
+    return result
   }
 
   /// Calls `body` now and after every change until it answers.

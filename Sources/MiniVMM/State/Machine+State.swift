@@ -29,7 +29,7 @@ extension Machine {
       throw .wrongPhase(end == nil ? "a machine is saved while it is paused" : "the machine has ended")
     }
     let saved = devices.map { device in
-      var writer = StateWriter()
+      var writer = StateWriter(capacity: 512)
       device.save(to: &writer)
       return MachineState.Device(name: device.name, state: writer.bytes)
     }
