@@ -135,12 +135,24 @@ struct FollowTests {
     #expect(try primary.machine.memory.load(UInt8.self, at: 5 * 4096) == 4)
   }
 
+  /// The state of a guest that has seen CPU features which nobody has here.
+  private static func stateOfAnotherCPU(_ state: [UInt8]) throws -> [UInt8] {
+    // The vendor's name is in leaf 0: EBX, ECX, EDX, 16 bytes into an entry of 40. ECX of the next entry, leaf 1, is full then.
+    let vendors = ["AuthcAMDenti", "GenuntelineI"].map { Array($0.utf8) }
+    let name = try #require(state.indices.dropLast(60).first { vendors.contains(Array(state[$0..<$0 + 12])) })
+    #expect(Array(state[name + 24..<name + 28]) == [1, 0, 0, 0])
+    var other = state
+    for at in name + 44..<name + 48 { other[at] = 0xff }
+    return other
+  }
+
   /// Before a first checkpoint there is nothing to take over.
   @Test func refusedBeforeTheFirstCheckpoint_nothingIsTakenOver() throws {
     let state = try ScriptedPrimary.machineState()
     for messages in [
       [ScriptedPrimary.checkpoint(0, state: state)],
-      [Self.checkpoint(epoch: 1, [])], [.disk(index: 0, epoch: 0, position: 1 << 20, count: 0, zero: 0, bytes: [1])],
+      [Self.checkpoint(epoch: 1, [])], [Self.checkpoint(epoch: 1, try Self.stateOfAnotherCPU(state))],
+      [.disk(index: 0, epoch: 0, position: 1 << 20, count: 0, zero: 0, bytes: [1])],
       [ScriptedPrimary.pages(0, [(4096, 1)])],
     ] as [[Message]] {
       let primary = try ScriptedPrimary()

@@ -13,22 +13,27 @@ from spinning import Spinning
 from topics import linux
 
 NAME = "shrink"
-LEVELS = ("off", "host", "guest")
+LINUX_LEVELS = ("off", "host", "guest")  # with one CPU of four
+LEVELS = (*LINUX_LEVELS, "auto")  # "auto": the guest is asked, for as many CPUs as keep output from waiting
 ALONE = "alone"  # the guest without a pair
 ROWS = ["secondary_cpu_shrink_vs_off", "secondary_cpu_host_vs_off", "shrink_throughput_vs_off", "host_throughput_vs_off",
-        "shrink_throughput_vs_alone", "off_throughput_vs_alone", "secondary_lock_loss_shrink_vs_off",
+        "secondary_cpu_auto_vs_off", "auto_throughput_vs_off", "shrink_throughput_vs_alone", "off_throughput_vs_alone", "secondary_lock_loss_shrink_vs_off",
         "secondary_lock_loss_host_vs_off",
         "linux_secondary_cpu_shrink_vs_off", "linux_secondary_cpu_host_vs_off", "linux_locks_shrink_vs_off",
         "linux_locks_host_vs_off"]
+
+
+def follower(level):
+    """Options of the secondary."""
+    return ("--shrink", "guest", "--shrink-to", "auto") if level == "auto" else ("--shrink", level, "--shrink-to", "1")
 
 
 def measure(options, space, level, seconds):
     """Three vCPUs of the lab guest on a spinlock beside one with the store: CPU milliseconds of the secondary for each reply that
     clients got, replies a second, and what its CPUs lose at the lock."""
     words = f"service=kv,burn burn=seconds:{seconds + 60},inside:50,outside:500,spare:1"
-    follower = ("--shrink", level, "--shrink-to", "1")
     guest = [*lab(options, words), "--cpus", "4"]
-    with Pair(options, space, "run" if level == ALONE else "colo++", guest, follower=follower, shared=True) as pair:
+    with Pair(options, space, "run" if level == ALONE else "colo++", guest, follower=follower(level), shared=True) as pair:
         pair.wait_until_protected()
         settle(1)
         secondary = (pair.secondary or pair.primary).process
@@ -47,8 +52,7 @@ def measure_linux(options, space, names, level, seconds):
     with tempfile.TemporaryDirectory(prefix="minivmm-bench-") as folder:
         disk = f"{folder}/root.img"
         guest = [*linux.guest(options, names, disk, "minivmm.services=locks"), "--cpus", "4"]
-        follower = ("--shrink", level, "--shrink-to", "1")
-        with Pair(options, space, "colo++", guest, linux.MEMORY_MIB, disk=disk, follower=follower, shared=True) as pair:
+        with Pair(options, space, "colo++", guest, linux.MEMORY_MIB, disk=disk, follower=follower(level), shared=True) as pair:
             pair.wait_until_protected(linux.SERVING, 240)
             settle(3)
             pair.primary.tail()  # reads what it has said
@@ -69,14 +73,14 @@ def measure_linux(options, space, names, level, seconds):
 
 def run(options):
     results = {level: [] for level in (ALONE, *LEVELS)}
-    in_linux = {level: [] for level in LEVELS}
+    in_linux = {level: [] for level in LINUX_LEVELS}
     names, reason = linux.files(options)
     with network.Bridge() as space:
         for _ in range(1 if options.quick else 3):
             results[ALONE].append(measure(options, space, ALONE, 4 if options.quick else 8))
             for level in LEVELS:
                 results[level].append(measure(options, space, level, 4 if options.quick else 8))
-                if names:
+                if names and level in LINUX_LEVELS:
                     in_linux[level].append(measure_linux(options, space, names, level, 8 if options.quick else 20))
     return rows(results) + (linux_rows(in_linux) if names else [Row(name, None, "", reason) for name in ROWS if name.startswith("linux_")])
 
@@ -110,6 +114,8 @@ def rows(results):
             row("secondary_cpu_host_vs_off", "host", "cost", cpu),
             row("shrink_throughput_vs_off", "guest", "rate", rate, ">= 1"),
             row("host_throughput_vs_off", "host", "rate", rate),
+            row("secondary_cpu_auto_vs_off", "auto", "cost", cpu),
+            row("auto_throughput_vs_off", "auto", "rate", rate),
             row("shrink_throughput_vs_alone", "guest", "rate", rate, base=ALONE),
             row("off_throughput_vs_alone", "off", "rate", rate, base=ALONE),
             row("secondary_lock_loss_shrink_vs_off", "guest", "spin", loss),

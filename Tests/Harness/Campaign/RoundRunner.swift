@@ -114,7 +114,7 @@ public struct RoundRunner {
       usleep(UInt32(blow.after) * 1000)
     } else if !waitUntil(seconds: 8, { faulty.count(of: "pair: fault:") > faultsBefore }) {
       notes.append("the point was not reached")
-      return
+      return try findWhoServes(pair, secondary)
     }
     switch blow.kind {
     case .kill, .killWhilePeerAt: victim.signal(SIGKILL)
