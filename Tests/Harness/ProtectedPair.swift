@@ -27,12 +27,8 @@ public final class ProtectedPair {
   ) throws {
     self.mode = mode
     self.folder = folder
-    try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
-    let bytes = Data((0..<32).map { _ in UInt8.random(in: 0...255) })
     let key = folder.appending(path: "key").path
-    guard FileManager.default.createFile(atPath: key, contents: bytes, attributes: [.posixPermissions: 0o600]) else {
-      throw HarnessError("cannot write \(key)")
-    }
+    try makeKey(key)
     space = try Namespace(taps: (0...Self.secondaries).map { "tap\($0)" }, bridged: true)
     primary = try Guest(
       try ["primary"] + guest.arguments(folder, cpus: cpus, dirties: dirties, burns: mode == "colo++" && cpus > 1)

@@ -15,10 +15,7 @@ extension Integration {
 
     init() throws {
       space = try Namespace(taps: ["tap0", "tap1"], bridged: true)
-      try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
-      let bytes = Data((0..<32).map { _ in UInt8.random(in: 0...255) })
-      #expect(
-        FileManager.default.createFile(atPath: path("key"), contents: bytes, attributes: [.posixPermissions: 0o600]))
+      try makeKey(path("key"))
     }
 
     private func secondary(_ more: String...) throws -> Guest {

@@ -18,9 +18,7 @@ extension Integration {
 
     init() throws {
       space = try Namespace(taps: ["tap0", "tap1", "tap2"], bridged: true)
-      try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
-      let bytes = Data((0..<32).map { _ in UInt8.random(in: 0...255) })
-      #expect(FileManager.default.createFile(atPath: key, contents: bytes, attributes: [.posixPermissions: 0o600]))
+      try makeKey(key)
     }
 
     private func cmdline(_ service: String) -> String { "service=\(service) ip=\(Namespace.guest)/24" }

@@ -30,10 +30,8 @@ extension Integration {
     /// protected, and the survivor's disk is the primary's.
     @Test(arguments: ["100ms", "5s"]) func moreIsWrittenThanASecondaryKeeps_itStays(period: String) throws {
       defer { removeFolder() }
-      try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
       let (key, disks) = (folder.appending(path: "key").path, (0...1).map { folder.appending(path: "disk\($0)").path })
-      let bytes = Data((0..<32).map { _ in UInt8.random(in: 0...255) })
-      #expect(FileManager.default.createFile(atPath: key, contents: bytes, attributes: [.posixPermissions: 0o600]))
+      try makeKey(key)
       for disk in disks { try run("truncate", ["-s", "256M", disk]) }
       let space = try Namespace(taps: ["tap0", "tap1"], bridged: true)
       let second = try Guest(

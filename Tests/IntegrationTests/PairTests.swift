@@ -14,13 +14,7 @@ extension Integration {
 
     init() throws {
       space = try Namespace(taps: ["tap0", "tap1"], bridged: true)
-      try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
       try makeKey(key)
-    }
-
-    private func makeKey(_ path: String) throws {
-      let bytes = Data((0..<32).map { _ in UInt8.random(in: 0...255) })
-      #expect(FileManager.default.createFile(atPath: path, contents: bytes, attributes: [.posixPermissions: 0o600]))
     }
 
     private func secondary(_ tap: String, port: Int = 7000, key: String? = nil, _ more: String...) throws -> Guest {

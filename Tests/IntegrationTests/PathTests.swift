@@ -15,9 +15,7 @@ extension Integration {
 
     init() throws {
       net = try TwoHosts()
-      try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
-      let bytes = Data((0..<32).map { _ in UInt8.random(in: 0...255) })
-      #expect(FileManager.default.createFile(atPath: key, contents: bytes, attributes: [.posixPermissions: 0o600]))
+      try makeKey(key)
     }
 
     private func secondary(_ more: String...) throws -> Guest {

@@ -21,7 +21,7 @@ def measure(options, tell):
     names, reason = linux.files(options)
     if not names:
         raise Unavailable(reason)
-    requests = 120 if options.quick else 600
+    requests = 120 if options.quick else 240
     rounds = 1 if options.quick else 2
     results = {mode: [] for mode in modes.MODES}
     with network.Bridge() as space:

@@ -104,7 +104,7 @@ def rows(mine, other):
     def most(parts):
         return ", ".join(f"{name} {time:.2f}" for name, time in sorted(parts, key=lambda each: -each[1])[:4])
 
-    primary, secondary = map(most, mine["threads"])
+    primary, secondary = map(most, mine.get("threads", ([], [])))
 
     return [row("pause_vs_qemu_colo", "p50", "ms", "<= 0.5"),
             row("pause_p99_vs_qemu_colo", "p99", "ms", "<= 0.5"),
