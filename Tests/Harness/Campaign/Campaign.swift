@@ -19,7 +19,8 @@ public struct Campaign {
   public func run() -> [String] {
     var failures: [String] = []
     for number in 0..<UInt64(rounds) {
-      let round = Round(seed: seed &+ number, modes: modes)
+      var round = Round(seed: seed &+ number, modes: modes)
+      if guest == .linux { round.sparePrimarysDisk() }
       let name = "minivmm-campaign-\(getpid())-\(round.seed)"
       let folder = FileManager.default.temporaryDirectory.appending(path: name)
       var runner = RoundRunner(round, guest: guest, folder: folder)

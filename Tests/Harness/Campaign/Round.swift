@@ -152,6 +152,16 @@ public struct Round: Sendable {
     return Blow(side: side, kind: how, after: after)
   }
 
+  /// redis ends when its file can't be written, as it promises with `appendfsync always`: who serves has its channel cut instead.
+  mutating func sparePrimarysDisk() {
+    func spared(_ blow: Blow) -> Blow {
+      guard blow.side == .primary, case .spoilAt(let fault) = blow.kind else { return blow }
+      return Blow(side: .primary, kind: .spoilAt(fault.replacing("fullDisk", with: "cut")), after: blow.after)
+    }
+    blow = spared(blow)
+    second = second.map(spared)
+  }
+
   public var description: String {
     let faults = [blow.description, takeoverFault.map { "secondary \($0)" }, second.map { "then \($0)" }]
     let guest = (cpus > 1 ? ", \(cpus) CPUs" : "") + (dirties ? ", dirtying" : "")
