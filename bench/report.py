@@ -19,7 +19,7 @@ SECTIONS = {module.NAME: module for module in (store, shrink, load, takeover, se
 
 EXAMPLES = """
 examples:
-  bench/report                            everything, 50 minutes: .build/report/report.html and report.json
+  bench/report                            everything, three quarters of an hour: .build/report/report.html and report.json
   bench/report --quick                    fewer and shorter runs, a quarter of an hour
   bench/report --only store failover      two sections; the others stay as --out has them already
   bench/report --from .build/report/report.json --plot docs/images/report-main.svg

@@ -77,8 +77,7 @@ public struct RoundRunner {
     if let secondary = pair.secondary, secondary.isRunning {
       // Linux writes its journal some seconds later.
       let same = try waitUntil(seconds: guest == .lab ? 5 : 20) {
-        usleep(50_000)
-        return try Harness.run("cmp", [disk.path, pair.disk(of: secondary).path]).status == 0
+        try Harness.run("cmp", [disk.path, pair.disk(of: secondary).path]).status == 0
       }
       if !same { failures.append("the disks of a pair at rest differ") }
     }
