@@ -40,7 +40,7 @@ public final class ProtectedPair {
   }
 
   /// Most secondaries that a pair can have, one after another.
-  public static let secondaries = 3
+  public static let secondaries = 6
 
   /// Starts a secondary, which the one who serves finds by itself. Should it take over, it looks for one too.
   public func addSecondary(faults: [String] = []) throws -> Guest {

@@ -35,7 +35,7 @@ extension Integration {
     @Test(arguments: deaths) func eitherSideDies_atEachPoint(death: Blow) {
       var round = Round(seed: 1, modes: ["colo"])
       round.blow = death
-      (round.takeoverFault, round.second, round.cpus, round.dirties) = (nil, nil, 1, false)
+      (round.takeoverFault, round.others, round.cpus, round.dirties) = (nil, [], 1, false)
       round.load = (connections: 6, pause: 5000)
       let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-deaths-\(getpid())")
       defer { try? FileManager.default.removeItem(at: folder) }
@@ -56,7 +56,7 @@ extension Integration {
       defer { try? FileManager.default.removeItem(at: folder) }
       var round = Round(seed: 1, modes: ["none"])
       round.blow = Blow(side: .primary, kind: .killAt("pagesSent=kill@9"), after: 0)
-      (round.takeoverFault, round.second, round.cpus, round.dirties) = (nil, nil, 1, false)
+      (round.takeoverFault, round.others, round.cpus, round.dirties) = (nil, [], 1, false)
       round.load = (connections: 8, pause: 1000)
       var runner = RoundRunner(round, folder: folder)
       let failures = runner.run().failures

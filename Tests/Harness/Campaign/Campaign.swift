@@ -20,7 +20,7 @@ public struct Campaign {
     var failures: [String] = []
     for number in 0..<UInt64(rounds) {
       var round = Round(seed: seed &+ number, modes: modes)
-      if guest == .linux { round.sparePrimarysDisk() }
+      if guest == .linux { round.suitLinux() }
       let name = "minivmm-campaign-\(getpid())-\(round.seed)"
       let folder = FileManager.default.temporaryDirectory.appending(path: name)
       var runner = RoundRunner(round, guest: guest, folder: folder)

@@ -78,13 +78,15 @@ public struct Round: Sendable {
   public var blow: Blow
   /// What the side that is about to take over suffers, if anything.
   public var takeoverFault: String?
-  /// A fresh secondary joins after the first was lost, and then this happens.
-  public var second: Blow?
+  /// What happens next, one after another, each time with a fresh secondary if the last one was lost.
+  public var others: [Blow] = []
   /// How hard the clients work: connections of depth 1 and 4, and their longest pause in microseconds.
   public var load: (connections: Int, pause: Int)
   /// The lab guest's CPUs, and whether it also writes all over its memory.
   public var cpus: Int
   public var dirties: Bool
+  /// Drawn for a guest that takes long to boot.
+  private var more: [Blow] = []
 
   public init(seed: UInt64, modes: [String] = ["remus", "colo"]) {
     self.seed = seed
@@ -97,11 +99,7 @@ public struct Round: Sendable {
       let point = chance.one(of: ["takeoverBegun", "takeoverDisks", "takeoverServed"])
       takeoverFault = "\(point)=delay:\(chance.number(1...300))"
     }
-    if chance.number(0...1) == 0 {
-      second = Blow(
-        side: chance.one(of: [.primary, .primary, .secondary]), kind: chance.one(of: [.kill, .kill, .stop]),
-        after: chance.number(0...1200))
-    }
+    var second = chance.number(0...1) == 0 ? Self.signal(&chance) : nil
     load = (chance.number(4...12), chance.one(of: [1000, 5000, 20_000, 20_000]))
     cpus = chance.one(of: [1, 1, 2])
     dirties = chance.number(0...3) == 0
@@ -118,6 +116,17 @@ public struct Round: Sendable {
     if self.mode == "colo++", isToldEarly, case .killAt = blow.kind, blow.side == .primary {
       blow.kind = .killAt("toldEarly=kill@\(passage)")
     }
+    if let second { others = [second] }
+    more = (0..<4).map { _ in
+      let (signal, other) = (Self.signal(&chance), Self.blow(chance.one(of: [.primary, .secondary]), &chance))
+      return chance.number(0...1) == 0 ? signal : other
+    }
+  }
+
+  private static func signal(_ chance: inout SeededGenerator) -> Blow {
+    Blow(
+      side: chance.one(of: [.primary, .primary, .secondary]), kind: chance.one(of: [.kill, .kill, .stop]),
+      after: chance.number(0...1200))
   }
 
   /// Points at which a side has something to lose, and a peer that can go on.
@@ -152,34 +161,51 @@ public struct Round: Sendable {
     return Blow(side: side, kind: how, after: after)
   }
 
-  /// redis ends when its file can't be written, as it promises with `appendfsync always`: who serves has its channel cut instead.
-  mutating func sparePrimarysDisk() {
-    func spared(_ blow: Blow) -> Blow {
-      guard blow.side == .primary, case .spoilAt(let fault) = blow.kind else { return blow }
-      return Blow(side: .primary, kind: .spoilAt(fault.replacing("fullDisk", with: "cut")), after: blow.after)
+  /// A round with Linux boots for longer than it suffers: it takes more blows. redis ends when its file can't be written, as it
+  /// promises with `appendfsync always`: who serves has its channel cut instead. It also writes less often than the lab's journal.
+  mutating func suitLinux() {
+    func suited(_ blow: Blow) -> Blow {
+      guard let fault = blow.fault else { return blow }
+      let parts = fault.split(separator: "@")
+      let passage = parts.count == 2 ? Int(parts[1]) ?? 1 : 1
+      var suited = fault.hasPrefix("disk") && parts.count == 2 ? "\(parts[0])@\(passage / 8)" : fault
+      if blow.side == .primary { suited = suited.replacing("fullDisk", with: "cut") }
+      return blow.with(fault: suited)
     }
-    blow = spared(blow)
-    second = second.map(spared)
+    blow = suited(blow)
+    others = (others + more).map(suited)
   }
 
   public var description: String {
-    let faults = [blow.description, takeoverFault.map { "secondary \($0)" }, second.map { "then \($0)" }]
+    let faults = [blow.description, takeoverFault.map { "secondary \($0)" }] + others.map { "then \($0)" }
     let guest = (cpus > 1 ? ", \(cpus) CPUs" : "") + (dirties ? ", dirtying" : "")
     return "\(mode), \(load.connections) connections\(guest), \(faults.compactMap(\.self).joined(separator: ", "))"
   }
 }
 
 extension Blow {
+  /// The same at another fault point.
+  func with(fault: String) -> Blow {
+    var blow = self
+    blow.kind =
+      switch kind {
+      case .kill, .stop: kind
+      case .killAt: .killAt(fault)
+      case .stopAt: .stopAt(fault)
+      case .delayAt: .delayAt(fault)
+      case .spoilAt: .spoilAt(fault)
+      case .killWhilePeerAt: .killWhilePeerAt(fault)
+      }
+    return blow
+  }
+
   /// Has a fault at a point happen in the first copy instead, if both or the primary could live on then.
   mutating func moveIntoFirstCopy(passage: Int) {
     guard let action = fault?.split(separator: "=").last?.split(separator: "@").first else { return }
     switch (side, kind) {
-    case (.primary, .delayAt): kind = .delayAt("firstCopy=\(action)@\(passage)")
-    case (.primary, .spoilAt): kind = .spoilAt("firstCopy=\(action)@\(passage)")
-    case (.secondary, .killAt): kind = .killAt("copyTaken=\(action)@\(50 * passage)")
-    case (.secondary, .stopAt): kind = .stopAt("copyTaken=\(action)@\(50 * passage)")
-    case (.secondary, .delayAt): kind = .delayAt("copyTaken=\(action)@\(50 * passage)")
-    case (.secondary, .spoilAt): kind = .spoilAt("copyTaken=\(action)@\(50 * passage)")
+    case (.primary, .delayAt), (.primary, .spoilAt): self = with(fault: "firstCopy=\(action)@\(passage)")
+    case (.secondary, .killAt), (.secondary, .stopAt), (.secondary, .delayAt), (.secondary, .spoilAt):
+      self = with(fault: "copyTaken=\(action)@\(50 * passage)")
     default: break
     }
   }

@@ -14,6 +14,10 @@ public struct RoundRunner {
   private let guest: GuestKind
   private let folder: URL
   private var notes: [String] = []
+  /// Has been started with the next blow's fault, for when it serves.
+  private var armed: Guest?
+  /// A fault that did not come when it should may come at any time: another blow could meet both sides.
+  private var isPrimed = false
 
   public init(_ round: Round, guest: GuestKind = .lab, folder: URL) {
     self.round = round
@@ -31,14 +35,8 @@ public struct RoundRunner {
   }
 
   private mutating func play(_ failures: inout [String]) throws -> Load.Report {
-    let primaryFaults = [round.blow.faultySide == .primary ? round.blow.fault : nil]
-    let secondaryFaults = [
-      round.blow.faultySide == .secondary ? round.blow.fault : nil, round.takeoverFault,
-      // Of when it serves.
-      round.second?.side == .primary ? round.second?.fault : nil,
-    ]
     let pair = try ProtectedPair(
-      mode: round.mode, guest: guest, cpus: round.cpus, dirties: round.dirties, faults: primaryFaults.compactMap { $0 },
+      mode: round.mode, guest: guest, cpus: round.cpus, dirties: round.dirties, faults: faults(of: .primary, in: 0),
       folder: folder)
     defer { pair.saveConsoles() }
     var options = Load.Options()
@@ -48,10 +46,8 @@ public struct RoundRunner {
     if guest == .linux { (options.journal, options.udp, options.ipv6) = (0, 0, []) }
     let load = try Load(options, seed: round.seed, in: pair.space, history: folder.appending(path: "history.jsonl"))
     try load.waitUntilReady()
-    _ = try pair.addSecondary(faults: secondaryFaults.compactMap { $0 })
     do {
-      try suffer(round.blow, pair, load)
-      if let second = round.second { try sufferAgain(second, pair, load) }
+      for index in blows.indices where !isPrimed { try suffer(index, pair, load) }
     } catch { failures.append("\(error)") }
     load.open(depth: 1)
     usleep(700_000)
@@ -87,32 +83,47 @@ public struct RoundRunner {
     return try failures + AppendOnlyCheck.check(disk: disk, against: history, in: folder)
   }
 
-  /// The same with a fresh secondary, or with the one that is left.
-  private mutating func sufferAgain(_ blow: Blow, _ pair: ProtectedPair, _ load: Load) throws {
-    guard let fault = blow.fault else {
-      if pair.secondary == nil { _ = try pair.addSecondary() }
-      try pair.waitUntilProtected()
-      return try suffer(blow, pair, load)
+  private var blows: [Blow] { [round.blow] + round.others }
+
+  /// What a side has to be started with for the blow of that number.
+  private func faults(of side: Blow.Side, in number: Int) -> [String] {
+    guard blows.indices.contains(number), blows[number].faultySide == side else { return [] }
+    return blows[number].fault.map { [$0] } ?? []
+  }
+
+  /// One blow after another, with a fresh secondary or with the one that is left.
+  private mutating func suffer(_ number: Int, _ pair: ProtectedPair, _ load: Load) throws {
+    let blow = blows[number]
+    if number > 0, blow.fault != nil {
+      // Armed at the start of who serves by now, or of who is about to join.
+      guard pair.secondary == nil, blow.faultySide == .secondary || pair.primary === armed else {
+        isPrimed = armed?.isRunning ?? false
+        return notes.append("no blow \(number + 1)")
+      }
     }
-    // Armed at the start of who serves by now, or of who is about to join.
-    guard pair.secondary == nil, blow.side == .secondary || pair.primary === pair.guests[1] else {
-      return notes.append("no second blow")
+    let before = pair.primary.count(of: "pair: fault:")
+    if pair.secondary == nil {
+      var faults = faults(of: .secondary, in: number)
+      if number == 0, let fault = round.takeoverFault { faults.append(fault) }
+      // Of when it serves.
+      let next = blow.side == .primary ? self.faults(of: .primary, in: number + 1) : []
+      armed = try pair.addSecondary(faults: faults + next)
+      if next.isEmpty { armed = nil }
     }
-    _ = try pair.addSecondary(faults: blow.side == .secondary ? [fault] : [])
-    let before = blow.side == .primary && round.takeoverFault != nil ? 1 : 0
-    try suffer(blow, pair, load, faultsBefore: before)
+    if blow.fault == nil { try pair.waitUntilProtected() }
+    try suffer(blow, pair, load, faultsBefore: blow.faultySide == .primary ? before : 0)
   }
 
   /// Lets one thing happen, and waits until one side serves alone, or both go on.
-  private mutating func suffer(_ blow: Blow, _ pair: ProtectedPair, _ load: Load, faultsBefore: Int = 0) throws {
+  private mutating func suffer(_ blow: Blow, _ pair: ProtectedPair, _ load: Load, faultsBefore: Int) throws {
     guard let secondary = pair.secondary else { throw HarnessError("there is no secondary") }
     let victim = blow.side == .primary ? pair.primary : secondary
     let faulty = blow.faultySide == .primary ? pair.primary : secondary
     if blow.fault == nil {
-      try pair.waitUntilProtected()
       usleep(UInt32(blow.after) * 1000)
     } else if !waitUntil(seconds: 8, { faulty.count(of: "pair: fault:") > faultsBefore }) {
       notes.append("the point was not reached")
+      isPrimed = true
       return try findWhoServes(pair, secondary)
     }
     switch blow.kind {
