@@ -127,6 +127,21 @@ extension MachineTests {
       machine.stop()
     }
 
+    /// With it, every load of a checkpoint would have a Linux guest walk a table of 256 locks.
+    @Test func asynchronousPageFaults_areNotOffered() throws {
+      let features = 0x4000_0001
+      // mov eax, features; cpuid; or eax, 1 << 31 (it was asked); mov [counter], eax
+      let machine = try makeMachine(
+        [0xb8] + (0..<4).map { UInt8(truncatingIfNeeded: features >> (8 * $0)) } + [0x0f, 0xa2]
+          + [0x0d, 0, 0, 0, 0x80, 0xa3, 0, 0, 0x30, 0] + Code.powerOff)
+      try machine.start()
+      HostThread.waitReadable(machine.endDescriptor, timeoutMilliseconds: 10_000)
+      machine.stop()
+      let shown = try machine.memory.load(UInt32.self, at: Code.counter)
+      #expect(shown >> 31 == 1 && shown & (1 << 4 | 1 << 10 | 1 << 14) == 0)
+      #expect(shown & 1 << 3 != 0, "kvmclock is")
+    }
+
     @Test func endDescriptor_becomesReadable() throws {
       let machine = try makeMachine(Code.powerOff)
       try machine.start()

@@ -3,7 +3,8 @@
 // usage: kv_load ADDRESS PORT CONNECTIONS PIPELINE READ-PERCENT SECONDS RATE
 // RATE is requests a second, spread evenly; 0 sends as fast as replies come. At a fixed rate latency counts from when a
 // request was due, so that a server that stalls is not spared, and what is due but not answered at the end counts as if it
-// were answered then. All keys are set before it begins. Prints one JSON object; latencies in microseconds.
+// were answered then. All keys are set before it begins. Prints one JSON object; latencies in microseconds, p99 also of GET and
+// SET by themselves.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
@@ -24,13 +25,15 @@ struct connection {
   int socket;
   int waiting;              // replies to come
   double due[deepest];      // of each, oldest first
+  char is_read[deepest];
   char input[deepest * 128];
   size_t filled;
 };
 
 static struct connection connections[most];
 // Microseconds, log-linear: 1024 steps an octave is more than enough.
-static uint64_t histogram[buckets], replies, samples;
+enum { writes, reads, kinds };
+static uint64_t histogram[kinds][buckets], samples[kinds], replies;
 static double began, ends;
 
 static double now(void) {
@@ -46,18 +49,21 @@ static unsigned bucket(double microseconds) {
   return index < buckets ? index : buckets - 1;
 }
 
-static double quantile(double share) {
-  uint64_t wanted = (uint64_t)(share * (double)samples), seen = 0;
+// Of one kind, or of all.
+static double quantile(double share, int from, int to) {
+  uint64_t total = 0, seen = 0;
+  for (int kind = from; kind < to; kind++) total += samples[kind];
+  uint64_t wanted = (uint64_t)(share * (double)total);
   for (unsigned index = 0; index < buckets; index++) {
-    seen += histogram[index];
+    for (int kind = from; kind < to; kind++) seen += histogram[kind][index];
     if (seen > wanted) return (double)(1ull << (index / 1024)) * (1 + (index % 1024) / 1024.0) / 16;
   }
   return 0;
 }
 
-static void note(double seconds) {
-  histogram[bucket(seconds * 1e6)]++;
-  samples++;
+static void note(double seconds, int kind) {
+  histogram[kind][bucket(seconds * 1e6)]++;
+  samples[kind]++;
 }
 
 // Reads find their keys from the first one on, in a mode that is slow to set them as well.
@@ -78,8 +84,9 @@ static void ask(struct connection *connection, int count, int read_percent, doub
   char out[deepest * 160];
   int size = 0;
   for (int index = 0; index < count; index++) {
-    int key = rand() % keys;
-    size += rand() % 100 < read_percent ? snprintf(out + size, sizeof out - (size_t)size, "GET key:%d\r\n", key)
+    int key = rand() % keys, kind = rand() % 100 < read_percent ? reads : writes;
+    connection->is_read[connection->waiting] = (char)kind;
+    size += kind == reads ? snprintf(out + size, sizeof out - (size_t)size, "GET key:%d\r\n", key)
                                         : snprintf(out + size, sizeof out - (size_t)size, "SET key:%d %s\r\n", key, value);
     connection->due[connection->waiting++] = due + index * step;
   }
@@ -98,9 +105,11 @@ static void take(struct connection *connection, double time) {
     if (at + size > connection->filled) break;
     at += size;
     double latency = time - connection->due[0];
+    int kind = connection->is_read[0];
     memmove(connection->due, connection->due + 1, (size_t)--connection->waiting * sizeof(double));
+    memmove(connection->is_read, connection->is_read + 1, (size_t)connection->waiting);
     if (time < began) continue;
-    note(latency);
+    note(latency, kind);
     replies++;
   }
   memmove(connection->input, connection->input + at, connection->filled -= at);
@@ -108,7 +117,7 @@ static void take(struct connection *connection, double time) {
 
 int main(int argc, char **argv) {
   if (argc != 8) errx(64, "usage: kv_load ADDRESS PORT CONNECTIONS PIPELINE READ-PERCENT SECONDS RATE");
-  int count = atoi(argv[3]), depth = atoi(argv[4]), reads = atoi(argv[5]), one = 1;
+  int count = atoi(argv[3]), depth = atoi(argv[4]), read_percent = atoi(argv[5]), one = 1;
   double seconds = atof(argv[6]), rate = atof(argv[7]);
   if (count < 1 || count > most || depth < 1 || depth > deepest) errx(64, "1 to %d connections, pipelines to %d", most, deepest);
   int poll = epoll_create1(0);
@@ -127,7 +136,7 @@ int main(int argc, char **argv) {
   began = start + seconds / 5;
   ends = began + seconds;
   if (rate == 0)
-    for (int index = 0; index < count; index++) ask(&connections[index], depth, reads, start, 0);
+    for (int index = 0; index < count; index++) ask(&connections[index], depth, read_percent, start, 0);
   int turn = 0;
   while (1) {
     double time = now();
@@ -138,7 +147,7 @@ int main(int argc, char **argv) {
       if (connection->waiting) continue;
       int due = (int)((time - next) / step) + 1;
       int size = due < depth ? due : depth;
-      ask(connection, size, reads, next, step);
+      ask(connection, size, read_percent, next, step);
       next += size * step;
     }
     // Asleep until the next is due, or a reply comes if all connections are busy: this core has others to run.
@@ -156,13 +165,16 @@ int main(int argc, char **argv) {
       connection->filled += (size_t)got;
       time = now();
       take(connection, time);
-      if (rate == 0 && !connection->waiting) ask(connection, depth, reads, time, 0);
+      if (rate == 0 && !connection->waiting) ask(connection, depth, read_percent, time, 0);
     }
   }
   double time = now();
   for (int index = 0; rate > 0 && index < count; index++)
-    for (int reply = 0; reply < connections[index].waiting; reply++) note(time - connections[index].due[reply]);
-  for (; rate > 0 && next < ends; next += step) note(time - next);
-  printf("{\"per_second\": %.1f, \"p50\": %.1f, \"p99\": %.1f, \"p999\": %.1f, \"replies\": %llu}\n",
-         (double)replies / (time - began), quantile(.5), quantile(.99), quantile(.999), (unsigned long long)replies);
+    for (int reply = 0; reply < connections[index].waiting; reply++) 
+      note(time - connections[index].due[reply], connections[index].is_read[reply]);
+  for (; rate > 0 && next < ends; next += step) note(time - next, rand() % 100 < read_percent ? reads : writes);
+  printf("{\"per_second\": %.1f, \"p50\": %.1f, \"p99\": %.1f, \"p999\": %.1f, \"read_p99\": %.1f, \"write_p99\": %.1f, "
+         "\"replies\": %llu}\n",
+         (double)replies / (time - began), quantile(.5, 0, kinds), quantile(.99, 0, kinds), quantile(.999, 0, kinds),
+         quantile(.99, reads, kinds), quantile(.99, writes, reads), (unsigned long long)replies);
 }

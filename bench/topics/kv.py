@@ -11,7 +11,7 @@ LONGER = "colo++ 1s"  # with ten times fewer checkpoints
 MODES = ("none", "run", "remus", "colo", "colo++", LONGER)  # the first sets the rate of the half load
 # Least throughput, and longest p99 at half load, as parts of none's.
 TARGETS = {"remus": (None, None), "colo": (">= 0.8", None), "colo++": (">= 0.95", "<= 1.15"), LONGER: (">= 0.95", "<= 1.15")}
-ROWS = [f"kv95_{what}_vs_none_{mode.replace('+', 'p').replace(' ', '_')}" for mode in TARGETS for what in ("throughput", "pipelined", "p99")]
+ROWS = [f"kv95_{what}_vs_none_{mode.replace('+', 'p').replace(' ', '_')}" for mode in TARGETS for what in ("throughput", "pipelined", "p99", "read_p99")]
 ROWS += ["kv95_throughput_none_vs_run"]
 SUSTAINED = 0.95  # of the requests that are due; below that a latency only says how long the run was
 
@@ -57,7 +57,10 @@ def run(options):
         if all(each["per_second"] >= SUSTAINED * each["rate"] for each in half[mode] + half["none"]):
             rows.append(Row(f"kv95_p99_vs_none_{name}", ratio(half, mode, "p99"), "×",
                             f"half load: p50 {told(half, mode, 'p50')} µs, p99 {told(half, mode, 'p99')} µs; none "
-                            f"{told(half, 'none', 'p50')}, {told(half, 'none', 'p99')}", runs, latency))
+                            f"{told(half, 'none', 'p50')}, {told(half, 'none', 'p99')}; p99 of reads {told(half, mode, 'read_p99')}, "
+                            f"of writes {told(half, mode, 'write_p99')}; none {told(half, 'none', 'read_p99')}, "
+                            f"{told(half, 'none', 'write_p99')}", runs, latency))
+            rows.append(Row(f"kv95_read_p99_vs_none_{name}", ratio(half, mode, "read_p99"), "×", "", runs))
         else:
             rows.append(Row(f"kv95_p99_vs_none_{name}", None, "", f"half of none's load, {told(half, mode, 'rate')}/s, is not "
                             f"sustained: {told(half, mode, 'per_second')}/s; none {told(half, 'none', 'per_second')}/s"))

@@ -5,6 +5,10 @@ enum CPUID {
   /// KVM's APIC timer counts at 1 GHz whatever the host's does.
   private static let apicBusHz: UInt32 = 1_000_000_000
 
+  /// KVM_FEATURE_ASYNC_PF, _ASYNC_PF_VMEXIT, _ASYNC_PF_INT: a guest told of host page faults may have threads that wait for one
+  /// when it is saved, so that KVM wakes them all whenever it is loaded; Linux then walks a table of 256 locks, each time.
+  private static let asyncPageFaults: UInt32 = 1 << 4 | 1 << 10 | 1 << 14
+
   /// The table for vCPU `index` of `cpus`.
   static func table(
     supported: [kvm_cpuid_entry2], index: Int, cpus: Int, tscDeadline: Bool, tscKHz: UInt32
@@ -32,6 +36,7 @@ enum CPUID {
         guard table[position].eax & 0x1f != 0 else { break }
         table[position].eax = table[position].eax & 0x3fff | UInt32(cpus - 1) << 26
       case 0x4000_0000: table[position].eax = max(table[position].eax, 0x4000_0010)
+      case 0x4000_0001: table[position].eax &= ~asyncPageFaults
       case 0x8000_0008:
         // AMD APM vol. 3: ECX[7:0] cores less one, ECX[15:12] bits of the APIC id that number them.
         table[position].ecx = table[position].ecx & 0xffff_0f00 | UInt32(cpus - 1) | coreBits << 12
