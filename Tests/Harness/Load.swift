@@ -54,7 +54,7 @@ public final class Load {
   }
 
   /// Waits until every client has had a reply.
-  public func waitUntilReady(timeout: TimeInterval = 10) throws { try process.wait(for: "ready", timeout: timeout) }
+  public func waitUntilReady(timeout: TimeInterval = 30) throws { try process.wait(for: "ready", timeout: timeout) }
 
   /// One more connection.
   public func open(depth: Int) { process.type("open \(depth)") }
