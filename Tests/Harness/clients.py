@@ -4,7 +4,7 @@ ARGV[1] is a JSON object: address, address6, seed, history (path), tcp (pipelini
 over IPv6), udp (number of clients),
 churn (number of clients that connect again and again),
 memcached (depth of each connection to memcached over TCP), journal (number of clients that have blocks written to the disk),
-pause_us (longest time between two requests of a client),
+pause_us (longest time between two requests of a client), patience (seconds without a reply that are a failure),
 interface (for resets). Standard input takes `open DEPTH` (one more connection) and `stop`; standard output says `ready`
 when every connection has had its first reply, `failure TEXT` at once, and `done JSON` at the end.
 
@@ -17,9 +17,9 @@ import errno, json, os, random, selectors, socket, struct, sys, threading, time
 sys.dont_write_bytecode = True
 import capture
 
-STALL = 10_000_000_000
 RESEND = 200_000_000
 settings = json.loads(sys.argv[1])
+STALL = settings["patience"] * 1_000_000_000
 chance = random.Random(settings["seed"])
 history = open(settings["history"], "w", buffering=1 << 16)
 selector = selectors.DefaultSelector()
@@ -164,7 +164,7 @@ class Stream(Client):
         if not self.connected:
             oldest = self.born
         if now - oldest > STALL:
-            return self.broken("%s for 10 s" % ("no reply" if self.connected else "not connected"))
+            return self.broken("%s for %d s" % ("no reply" if self.connected else "not connected", settings["patience"]))
         if not self.connected or stopping:
             return
         if self.left == 0:
@@ -355,7 +355,7 @@ class Datagrams(Client):
             return
         if self.waiting:
             if now - self.waiting[0].begin > STALL:
-                self.broken("no reply for 10 s")
+                self.broken("no reply for %d s" % settings["patience"])
             elif now - self.sent > RESEND:
                 self.send()
         elif not stopping and now >= self.next:

@@ -37,9 +37,8 @@ extension Integration {
       round.blow = death
       (round.takeoverFault, round.others, round.cpus, round.dirties) = (nil, [], 1, false)
       round.load = (connections: 6, pause: 5000)
-      let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-deaths-\(getpid())")
-      defer { try? FileManager.default.removeItem(at: folder) }
-      var runner = RoundRunner(round, folder: folder)
+      let folder = TestFolder()
+      var runner = RoundRunner(round, folder: folder.url)
       let result = runner.run()
       #expect(result.failures == [] && result.notes == [])
     }
@@ -52,13 +51,12 @@ extension Integration {
 
     /// The oracle's own test: output that does not wait for the secondary is lost with the primary, and that must show.
     @Test func withoutOutputHeldBack_theLossIsSeen() throws {
-      let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-campaign-none-\(getpid())")
-      defer { try? FileManager.default.removeItem(at: folder) }
+      let folder = TestFolder()
       var round = Round(seed: 1, modes: ["none"])
       round.blow = Blow(side: .primary, kind: .killAt("pagesSent=kill@9"), after: 0)
       (round.takeoverFault, round.others, round.cpus, round.dirties) = (nil, [], 1, false)
       round.load = (connections: 8, pause: 1000)
-      var runner = RoundRunner(round, folder: folder)
+      var runner = RoundRunner(round, folder: folder.url)
       let failures = runner.run().failures
       #expect(
         failures.contains { $0.contains("was acknowledged") || $0.contains("no order explains it") }, "\(failures)")

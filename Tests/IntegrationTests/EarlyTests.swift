@@ -10,27 +10,26 @@ extension Integration {
     .timeLimit(.minutes(3)))
   struct EarlyOutput {
     private let space: Namespace
-    private let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-early-\(UUID())")
-    private func path(_ name: String) -> String { folder.appending(path: name).path }
+    private let folder = TestFolder()
 
     init() throws {
       space = try Namespace(taps: ["tap0", "tap1"], bridged: true)
-      try makeKey(path("key"))
+      try makeKey(folder.path("key"))
     }
 
     /// - Parameter other: a fault of the secondary's.
     private func pair(_ fault: String, _ other: String...) throws -> (first: Guest, second: Guest) {
       let second = try Guest(
         [
-          "secondary", "--listen", "127.0.0.1:7000", "--key", path("key"), "--net", "tap=tap1", "--control",
-          path("second"),
+          "secondary", "--listen", "127.0.0.1:7000", "--key", folder.path("key"), "--net", "tap=tap1", "--control",
+          folder.path("second"),
         ] + other.flatMap { ["--fault", $0] }, in: space)
       try second.wait(for: "waiting for a primary", timeout: 10)
       let first = try Guest(
         [
           "primary", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline",
           "service=kv ip=\(Namespace.guest)/24", "--net", "tap=tap0", "--replicate", "127.0.0.1:7000", "--key",
-          path("key"), "--mode", "colo++", "--epoch-max", "500ms", "--control", path("first"), "--fault", fault,
+          folder.path("key"), "--mode", "colo++", "--epoch-max", "500ms", "--control", folder.path("first"), "--fault", fault,
         ], in: space)
       try first.wait(for: "pair: now primary", timeout: 30)
       try second.wait(for: "pair: now secondary", timeout: 30)
@@ -38,7 +37,7 @@ extension Integration {
     }
 
     private func number(_ object: String, _ name: String, of control: String) throws -> Int {
-      let outcome = try run(Environment.minivmm, ["status", "--control", path(control), "--json"])
+      let outcome = try run(Environment.minivmm, ["status", "--control", folder.path(control), "--json"])
       let status = try JSONSerialization.jsonObject(with: Data(outcome.output.utf8)) as? [String: Any]
       let pair = try #require(status?["pair"] as? [String: Any], "\(outcome.errors)")
       return (pair[object] as? [String: Any])?[name] as? Int ?? 0
@@ -47,7 +46,6 @@ extension Integration {
     /// The lab guest's `debug` marks a reply that is another in each guest. The survivor's differs from what its client may have
     /// read: that connection is over, and not a byte of the survivor's own is seen on it.
     @Test func survivorThatSaysSomethingElse_resetsTheConnection() throws {
-      defer { try? FileManager.default.removeItem(at: folder) }
       let (first, second) = try pair("toldEarly=kill@2", "loaded=delay:3000@8")
       let client = try space.connect(port: 6379)
       try client.send("debug\r\n")
@@ -68,7 +66,6 @@ extension Integration {
     }
 
     @Test func survivorThatSaysTheSame_goesOn() throws {
-      defer { try? FileManager.default.removeItem(at: folder) }
       let (first, second) = try pair("toldEarly=kill@5")
       let client = try space.connect(port: 6379)
       #expect(try client.exchange("set k value\r\n", expecting: "+OK\r\n"))

@@ -10,20 +10,19 @@ extension Integration {
     .timeLimit(.minutes(4)))
   struct LinuxPair {
     private let space: Namespace
-    private let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-linux-\(UUID())")
-    private func path(_ name: String) -> String { folder.appending(path: name).path }
+    private let folder = TestFolder()
 
     init() throws {
       space = try Namespace(taps: ["tap0", "tap1"], bridged: true)
-      try makeKey(path("key"))
+      try makeKey(folder.path("key"))
     }
 
     private func secondary(_ more: String...) throws -> Guest {
-      try run("cp", ["--sparse=always", Environment.linuxGuest.appending(path: "disk.img").path, path("second.img")])
+      try run("cp", ["--sparse=always", Environment.linuxGuest.appending(path: "disk.img").path, folder.path("second.img")])
       let guest = try Guest(
         [
-          "secondary", "--listen", "127.0.0.1:7000", "--key", path("key"), "--net", "tap=tap1", "--disk",
-          path("second.img"), "--shrink", "guest", "--control", path("second"),
+          "secondary", "--listen", "127.0.0.1:7000", "--key", folder.path("key"), "--net", "tap=tap1", "--disk",
+          folder.path("second.img"), "--shrink", "guest", "--control", folder.path("second"),
         ] + more, in: space)
       try guest.wait(for: "waiting for a primary", timeout: 20)
       return guest
@@ -31,15 +30,15 @@ extension Integration {
 
     private func primary(_ more: String...) throws -> Guest {
       let arguments = try Linux.arguments(
-        space, disk: path("first.img"), cpus: 2, more: "minivmm.services=memcached,nginx")
+        space, disk: folder.path("first.img"), cpus: 2, more: "minivmm.services=memcached,nginx")
       return try Guest(
         ["primary"] + arguments.dropFirst() + [
-          "--replicate", "127.0.0.1:7000", "--key", path("key"), "--mode", "colo++", "--control", path("first"),
+          "--replicate", "127.0.0.1:7000", "--key", folder.path("key"), "--mode", "colo++", "--control", folder.path("first"),
         ] + more, in: space)
     }
 
     private func status(_ control: String) throws -> [String: Any] {
-      let outcome = try run(Environment.minivmm, ["status", "--control", path(control), "--json"])
+      let outcome = try run(Environment.minivmm, ["status", "--control", folder.path(control), "--json"])
       let status = try JSONSerialization.jsonObject(with: Data(outcome.output.utf8)) as? [String: Any]
       return try #require(status?["pair"] as? [String: Any], "\(outcome.errors)")
     }
@@ -57,7 +56,6 @@ extension Integration {
     /// One boot for all: nginx's files leave early from the page cache; memcached's hits do, and say what was stored; the secondary
     /// gets by with one CPU of two, and has both when it has taken over.
     @Test func filesAndHits_leaveEarly_andTheSecondaryRestsACPU() throws {
-      defer { try? FileManager.default.removeItem(at: folder) }
       let second = try secondary()
       let first = try primary()
       try first.wait(for: "minivmm: services started", timeout: 120)
@@ -71,12 +69,12 @@ extension Integration {
         let fetched = try run(
           "ip",
           [
-            "netns", "exec", space.name, "curl", "-sS", "--fail", "--max-time", "60", "-o", path("file"),
+            "netns", "exec", space.name, "curl", "-sS", "--fail", "--max-time", "60", "-o", folder.path("file"),
             "http://\(Namespace.guest)/1MiB.txt",
           ], timeout: 70)
         #expect(fetched.status == 0, "\(fetched.errors)")
         let sums = try String(contentsOf: Environment.linuxGuest.appending(path: "www.sha256"), encoding: .utf8)
-        let sum = try run("sha256sum", [path("file")]).output.prefix(64)
+        let sum = try run("sha256sum", [folder.path("file")]).output.prefix(64)
         #expect(sums.contains("\(sum)  1MiB.txt"))
         if round > 0 { #expect(try early() > before + 5, "of its 16 segments and more") }
         usleep(400_000)
@@ -116,7 +114,6 @@ extension Integration {
     /// The secondary's guest stands still while clients go on: each request acknowledges the reply to the one before, which that
     /// guest has yet to say. Linux drops such a segment as it comes; the client was told that it has come, and does not send it again.
     @Test func requestsThatAcknowledgeWhatTheSurvivorHasYetToSay_areNotLost() throws {
-      defer { try? FileManager.default.removeItem(at: folder) }
       let first = try primary("--epoch-max", "500ms")
       try first.wait(for: "minivmm: services started", timeout: 200)
       let second = try secondary("--fault", "loaded=delay:5000@20")

@@ -10,10 +10,10 @@ extension Integration {
     .timeLimit(.minutes(3)))
   struct PairCommands {
     private let space: Namespace
-    private let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-\(UUID())")
-    private var first: String { folder.appending(path: "first").path }
-    private var second: String { folder.appending(path: "second").path }
-    private var key: String { folder.appending(path: "key").path }
+    private let folder = TestFolder()
+    private var first: String { folder.path("first") }
+    private var second: String { folder.path("second") }
+    private var key: String { folder.path("key") }
     private var kv: [String] { ["--kernel", Environment.labGuest, "--memory", "64M", "--cmdline", cmdline("kv")] }
 
     init() throws {
@@ -197,7 +197,7 @@ extension Integration {
       let guest = try pair()
       try inStep(guest)
       let client = try space.connect(port: 6379)
-      let file = folder.appending(path: "snapshot").path
+      let file = folder.path("snapshot")
       try count(on: client, 1...40, moment: 20) {
         for _ in 0..<3 { try Snapshot.snapshot(first, to: file) }
       }
@@ -238,7 +238,7 @@ extension Integration {
     // MARK: Joining
 
     @Test func primaryLostWhileItCopies_theSecondaryWaitsForAnother() throws {
-      let (disk, copy) = (folder.appending(path: "disk").path, folder.appending(path: "copy").path)
+      let (disk, copy) = (folder.path("disk"), folder.path("copy"))
       let size = 256 << 20
       for path in [disk, copy] {
         #expect(FileManager.default.createFile(atPath: path, contents: nil))
@@ -360,7 +360,7 @@ extension Integration {
     }
 
     @Test func pair_makesTheSecondarysDisk() throws {
-      let (disk, copy) = (folder.appending(path: "disk").path, folder.appending(path: "copy").path)
+      let (disk, copy) = (folder.path("disk"), folder.path("copy"))
       let contents = Data((0..<(1 << 20)).map { UInt8(truncatingIfNeeded: $0 / 512) })
       #expect(FileManager.default.createFile(atPath: disk, contents: contents))
       let guest = try pair(["--disk", disk, "--secondary-disk", copy])

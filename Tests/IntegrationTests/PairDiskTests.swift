@@ -7,9 +7,8 @@ extension Integration {
     "Pairs' disks", .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
     .timeLimit(.minutes(3)))
   struct PairDisks {
-    private let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-pair-disk-\(UUID())")
+    private let folder = TestFolder()
 
-    private func removeFolder() { try? FileManager.default.removeItem(at: folder) }
 
     private func areSame(_ first: String, _ second: String) throws -> Bool {
       try run("cmp", [first, second]).status == 0
@@ -17,8 +16,7 @@ extension Integration {
 
     /// A host comes back with the disk file it had before, which holds data where the primary's has holes.
     @Test func secondaryWithAnOldDisk_getsThePrimarysHolesToo() throws {
-      defer { removeFolder() }
-      let pair = try ProtectedPair(mode: "remus", folder: folder)
+      let pair = try ProtectedPair(mode: "remus", folder: folder.url)
       let secondary = try pair.addSecondary()
       try pair.waitUntilProtected()
       #expect(try areSame(pair.disk(of: pair.primary).path, pair.disk(of: secondary).path))
@@ -29,8 +27,7 @@ extension Integration {
     /// A guest that writes faster than anybody can follow, while its disk is copied and after it: it waits, and stays
     /// protected, and the survivor's disk is the primary's.
     @Test(arguments: ["100ms", "5s"]) func moreIsWrittenThanASecondaryKeeps_itStays(period: String) throws {
-      defer { removeFolder() }
-      let (key, disks) = (folder.appending(path: "key").path, (0...1).map { folder.appending(path: "disk\($0)").path })
+      let (key, disks) = (folder.path("key"), (0...1).map { folder.path("disk\($0)") })
       try makeKey(key)
       for disk in disks { try run("truncate", ["-s", "256M", disk]) }
       let space = try Namespace(taps: ["tap0", "tap1"], bridged: true)

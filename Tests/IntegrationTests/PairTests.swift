@@ -9,8 +9,8 @@ extension Integration {
     .timeLimit(.minutes(3)))
   struct Pairs {
     private let space: Namespace
-    private let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-pair-\(UUID())")
-    private var key: String { folder.appending(path: "key").path }
+    private let folder = TestFolder()
+    private var key: String { folder.path("key") }
 
     init() throws {
       space = try Namespace(taps: ["tap0", "tap1"], bridged: true)
@@ -142,7 +142,7 @@ extension Integration {
     }
 
     @Test func anotherKey_isRefusedByBothSides() throws {
-      let other = folder.appending(path: "other").path
+      let other = folder.path("other")
       try makeKey(other)
       let second = try secondary("tap1", key: other)
       let first = try primary("remus")
@@ -168,7 +168,7 @@ extension Integration {
 
     /// What the secondary can't follow, the primary is told once, with what to do; it serves, and tries again in vain.
     @Test(arguments: ["none", "two", "larger", "card"]) func otherMachine_thePrimaryHearsWhy(machine: String) throws {
-      let (disk, copy) = (folder.appending(path: "disk").path, folder.appending(path: "copy").path)
+      let (disk, copy) = (folder.path("disk"), folder.path("copy"))
       for (path, size) in [(disk, 1 << 20), (copy, machine == "larger" ? 2 << 20 : 1 << 20), (copy + "2", 1 << 20)] {
         #expect(FileManager.default.createFile(atPath: path, contents: Data(count: size)))
       }

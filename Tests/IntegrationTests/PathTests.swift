@@ -9,9 +9,9 @@ extension Integration {
     .timeLimit(.minutes(3)))
   struct Paths {
     private let net: TwoHosts
-    private let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-path-\(UUID())")
-    private var key: String { folder.appending(path: "key").path }
-    private func control(_ host: Int) -> String { folder.appending(path: "control\(host)").path }
+    private let folder = TestFolder()
+    private var key: String { folder.path("key") }
+    private func control(_ host: Int) -> String { folder.path("control\(host)") }
 
     init() throws {
       net = try TwoHosts()

@@ -10,8 +10,8 @@ extension Integration {
     .timeLimit(.minutes(3)))
   struct TakeoverNetwork {
     private let space: Namespace
-    private let folder = FileManager.default.temporaryDirectory.appending(path: "minivmm-net-\(UUID())")
-    private var key: String { folder.appending(path: "key").path }
+    private let folder = TestFolder()
+    private var key: String { folder.path("key") }
 
     init() throws {
       space = try Namespace(taps: ["tap0", "tap1"], bridged: true)

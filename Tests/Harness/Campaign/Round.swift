@@ -162,7 +162,8 @@ public struct Round: Sendable {
   }
 
   /// A round with Linux boots for longer than it suffers: it takes more blows. redis ends when its file can't be written, as it
-  /// promises with `appendfsync always`: who serves has its channel cut instead. It also writes less often than the lab's journal.
+  /// promises with `appendfsync always`: who serves has its channel cut instead. It also writes less often than the lab's journal. Where its kernel is
+  /// interpreted it answers some dozens of requests a second: who asks for more only waits for himself.
   mutating func suitLinux() {
     func suited(_ blow: Blow) -> Blow {
       guard let fault = blow.fault else { return blow }
@@ -172,6 +173,7 @@ public struct Round: Sendable {
       if blow.side == .primary { suited = suited.replacing("fullDisk", with: "cut") }
       return blow.with(fault: suited)
     }
+    load = (min(load.connections, 6), 200_000 + load.pause)
     blow = suited(blow)
     others = (others + more).map(suited)
   }

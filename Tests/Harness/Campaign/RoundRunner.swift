@@ -16,8 +16,6 @@ public struct RoundRunner {
   private var notes: [String] = []
   /// Has been started with the next blow's fault, for when it serves.
   private var armed: Guest?
-  /// A fault that did not come when it should may come at any time: another blow could meet both sides.
-  private var isPrimed = false
 
   public init(_ round: Round, guest: GuestKind = .lab, folder: URL) {
     self.round = round
@@ -42,12 +40,12 @@ public struct RoundRunner {
     var options = Load.Options()
     options.connections = (0..<round.load.connections).map { $0 % 2 == 0 ? 1 : 4 }
     options.pause = round.load.pause
-    // Linux has neither the journal nor one store for both protocols.
-    if guest == .linux { (options.journal, options.udp, options.ipv6) = (0, 0, []) }
+    // Linux has neither the journal nor one store for both protocols, and seconds of requests in waiting where it is interpreted.
+    if guest == .linux { (options.journal, options.udp, options.ipv6, options.patience) = (0, 0, [], 30) }
     let load = try Load(options, seed: round.seed, in: pair.space, history: folder.appending(path: "history.jsonl"))
     try load.waitUntilReady()
     do {
-      for index in blows.indices where !isPrimed { try suffer(index, pair, load) }
+      for index in blows.indices { try suffer(index, pair, load) }
     } catch { failures.append("\(error)") }
     load.open(depth: 1)
     usleep(700_000)
@@ -97,8 +95,9 @@ public struct RoundRunner {
     if number > 0, blow.fault != nil {
       // Armed at the start of who serves by now, or of who is about to join.
       guard pair.secondary == nil, blow.faultySide == .secondary || pair.primary === armed else {
-        isPrimed = armed?.isRunning ?? false
-        return notes.append("no blow \(number + 1)")
+        notes.append("no blow \(number + 1)")
+        if let armed, armed === pair.secondary { try kill(armed, pair) }
+        return
       }
     }
     let before = pair.primary.count(of: "pair: fault:")
@@ -122,9 +121,9 @@ public struct RoundRunner {
     if blow.fault == nil {
       usleep(UInt32(blow.after) * 1000)
     } else if !waitUntil(seconds: 8, { faulty.count(of: "pair: fault:") > faultsBefore }) {
-      notes.append("the point was not reached")
-      isPrimed = true
-      return try findWhoServes(pair, secondary)
+      notes.append("killed: the point was not reached")
+      try pair.waitUntilProtected()
+      return try kill(faulty, pair)
     }
     switch blow.kind {
     case .kill, .killWhilePeerAt: victim.signal(SIGKILL)
@@ -162,6 +161,13 @@ public struct RoundRunner {
       usleep(1_500_000)
       try findWhoServes(pair, secondary)
     }
+  }
+
+  /// Of a side whose fault did not come when it was due: it might come at any time, beside another blow.
+  private func kill(_ side: Guest, _ pair: ProtectedPair) throws {
+    side.signal(SIGKILL)
+    if side === pair.primary { try pair.waitForTakeover() } else { try pair.waitForLoneliness() }
+    _ = try side.waitForExit(timeout: 5)
   }
 
   private func waitForSurvivor(of blow: Blow, _ pair: ProtectedPair) throws {
