@@ -68,7 +68,7 @@ let package = Package(
       name: "IntegrationTests", dependencies: ["Harness"], path: "Tests/IntegrationTests"),
     .target(name: "CTestSupport", path: "Tests/CTestSupport"),
     .testTarget(
-      name: "GuestMemoryTests", dependencies: ["GuestMemory", "StateCodec"],
+      name: "GuestMemoryTests", dependencies: ["GuestMemory", "StateCodec", "Harness"],
       path: "Tests/GuestMemoryTests", swiftSettings: settings),
     .testTarget(
       name: "DeviceTests",

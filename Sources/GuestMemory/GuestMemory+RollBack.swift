@@ -34,25 +34,39 @@ extension GuestMemory {
 
   /// Forgets what the guest and its devices wrote to these pages: they read as the checkpoint again. The machine stands
   /// still; KVM's translations of page tables among them are stale afterwards on hosts that shadow them.
+  ///
+  /// A page of the guest's own is given back, so that it takes faults to make it again; one that was rolled back the last time too
+  /// will be written again soon, and is only written over.
+  /// - Parameter before: what was rolled back the last time.
   /// - Returns: 0 or an errno.
-  public func rollBack(_ pages: PageSet) -> CInt {
-    guard rollsBack else { return EINVAL }
+  public func rollBack(_ pages: PageSet, before: PageSet) -> CInt {
+    guard let checkpoint = unsafe checkpoint, let base = unsafe mapping.baseAddress, before.count == pages.count else {
+      return EINVAL
+    }
+    let size = Int(Self.pageSize)
     var failure: CInt = 0
     var run = 0..<0
     let forget: (Range<Int>) -> Void = { run in
       guard !run.isEmpty else { return }
-      let result = unsafe lx_madvise(
-        self.mapping.baseAddress.map { unsafe $0 + run.lowerBound * Int(Self.pageSize) },
-        run.count * Int(Self.pageSize),
-        MADV_DONTNEED)
+      let result = unsafe lx_madvise(base + run.lowerBound * size, run.count * size, MADV_DONTNEED)
       if result < 0 { failure = -result }
     }
-    pages.forEach { page in
-      if page == run.upperBound {
-        run = run.lowerBound..<page + 1
-      } else {
-        forget(run)
-        run = page..<page + 1
+    for index in pages.words.indices {
+      let both = pages.words[index] & before.words[index]
+      var word = pages.words[index] | before.words[index]
+      while word != 0 {
+        let page = index << 6 + word.trailingZeroBitCount
+        if both >> UInt64(page & 63) & 1 == 1 {
+          let (view, truth) = unsafe (base + page * size, checkpoint + page * size)
+          // To write what it reads anyway would make it a page of its own.
+          if unsafe memcmp(view, truth, size) != 0 { unsafe memcpy(view, truth, size) }
+        } else if page == run.upperBound {
+          run = run.lowerBound..<page + 1
+        } else {
+          forget(run)
+          run = page..<page + 1
+        }
+        word &= word - 1
       }
     }
     forget(run)

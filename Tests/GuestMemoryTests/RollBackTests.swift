@@ -1,4 +1,5 @@
 import GuestMemory
+import Harness
 import Testing
 
 @Suite("RAM that rolls back") struct RollBackTests {
@@ -22,7 +23,7 @@ import Testing
     var written = PageSet(count: memory.pageCount)
     memory.dirty.harvest(into: &written)
     #expect(written.population == 1 && written.contains(7))
-    #expect(memory.rollBack(written) == 0)
+    #expect(memory.rollBack(written, before: PageSet(count: memory.pageCount)) == 0)
     #expect(try first(memory, 7) == 0x11)
     #expect(try first(memory, 9) == 0x22)
   }
@@ -36,7 +37,7 @@ import Testing
     #expect(try first(memory, 4) == 0x77)
     var written = PageSet(count: memory.pageCount)
     for page in [4, 5, 6] { written.insert(page) }
-    #expect(memory.rollBack(written) == 0)
+    #expect(memory.rollBack(written, before: PageSet(count: memory.pageCount)) == 0)
     #expect(try first(memory, 4) == 0x44)
   }
 
@@ -47,8 +48,34 @@ import Testing
     let chosen = [0, 1, 2, 5, 63, 64, 65, 127, 200, 255]
     var pages = PageSet(count: memory.pageCount)
     for page in chosen { pages.insert(page) }
-    #expect(memory.rollBack(pages) == 0)
+    #expect(memory.rollBack(pages, before: PageSet(count: memory.pageCount)) == 0)
     for page in 0..<memory.pageCount { #expect(try first(memory, page) == (chosen.contains(page) ? 0 : 0xaa)) }
+  }
+
+  /// Again and again, with random pages written by the guest and by checkpoints: the view is the checkpoint each time.
+  @Test(arguments: 1...8) func rollBacksInARow_leaveTheCheckpoint(seed: UInt64) throws {
+    let memory = try GuestMemory(size: 1 << 20, rollsBack: true)
+    var chance = SeededGenerator(seed: seed)
+    var held = [UInt8](repeating: 0, count: memory.pageCount)
+    var before = PageSet(count: memory.pageCount)
+    for round in 0..<40 {
+      var changed = PageSet(count: memory.pageCount)
+      // Few, so that many are written twice in a row, and many are not.
+      for _ in 0..<60 {
+        let page = chance.number(0...99)
+        changed.insert(page)
+        let byte = UInt8(chance.number(0...255))
+        if chance.number(0...1) == 0 {
+          #expect(fill(memory, page, byte))
+          held[page] = byte
+        } else {
+          try memory.store(byte, at: UInt64(page * Self.page))
+        }
+      }
+      #expect(memory.rollBack(changed, before: before) == 0)
+      before = changed
+      for page in held.indices { #expect(try first(memory, page) == held[page], "round \(round), page \(page)") }
+    }
   }
 
   @Test func checkpointPages_outsideOrOfAnotherSize_areRefused() throws {
@@ -58,6 +85,6 @@ import Testing
     #expect(unsafe memory.checkpointPage(256) == nil)
     let plain = try GuestMemory(size: 1 << 20)
     #expect(!fill(plain, 0, 1))
-    #expect(plain.rollBack(PageSet(count: plain.pageCount)) != 0)
+    #expect(plain.rollBack(PageSet(count: plain.pageCount), before: PageSet(count: plain.pageCount)) != 0)
   }
 }

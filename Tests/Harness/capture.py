@@ -1,6 +1,6 @@
 """What passes on an interface, by a filter in the kernel. As a program, `capture.py INTERFACE` prints each reverse or
 gratuitous ARP frame and each unsolicited neighbour advertisement: its kind, whose, and the link address that it names."""
-import ctypes, socket, struct, sys
+import ctypes, socket, struct, sys, time
 
 
 def capture(interface, program):
@@ -13,24 +13,35 @@ def capture(interface, program):
 
 
 def resets(address, interface):
-    """The destination port of each TCP reset that comes from an IPv4 or IPv6 address, for ever."""
-    if ":" in address:
-        words = struct.unpack("!4I", socket.inet_pton(socket.AF_INET6, address))
-        program = [(0x28, 0, 0, 12), (0x15, 0, 13, 0x86DD), (0x30, 0, 0, 20), (0x15, 0, 11, 6)]  # IPv6, TCP
-        for number, word in enumerate(words):  # from the guest
-            program += [(0x20, 0, 0, 22 + 4 * number), (0x15, 0, 9 - 2 * number, word)]
-        program += [(0x30, 0, 0, 67), (0x45, 0, 1, 4), (0x06, 0, 0, 96), (0x06, 0, 0, 0)]  # RST
-    else:
-        source = struct.unpack("!I", socket.inet_aton(address))[0]
-        program = [  # IPv4, from the guest, TCP, RST
-            (0x28, 0, 0, 12), (0x15, 0, 8, 0x0800), (0x20, 0, 0, 26), (0x15, 0, 6, source), (0x30, 0, 0, 23),
-            (0x15, 0, 4, 6), (0xB1, 0, 0, 14), (0x50, 0, 0, 27), (0x45, 0, 1, 4), (0x06, 0, 0, 96), (0x06, 0, 0, 0),
-        ]
-    sock = capture(interface, program)
+    """For each TCP reset that comes from an IPv4 or IPv6 address: its destination port, whether both sides had ended the
+    connection before (then it answers a duplicate, which nobody waits for), and what opened and ended it; for ever."""
+    six = ":" in address
+    own = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, address)
+    sock = capture(interface, [  # IPv6, TCP, SYN, FIN or RST
+        (0x28, 0, 0, 12), (0x15, 0, 5, 0x86DD), (0x30, 0, 0, 20), (0x15, 0, 3, 6), (0x30, 0, 0, 67), (0x45, 0, 1, 7),
+        (0x06, 0, 0, 96), (0x06, 0, 0, 0),
+    ] if six else [  # IPv4
+        (0x28, 0, 0, 12), (0x15, 0, 6, 0x0800), (0x30, 0, 0, 23), (0x15, 0, 4, 6), (0xB1, 0, 0, 14), (0x50, 0, 0, 27),
+        (0x45, 0, 1, 7), (0x06, 0, 0, 96), (0x06, 0, 0, 0),
+    ])
+    trails = {}  # by the other side's port
     while True:
         frame = sock.recv(256)
-        header = 40 if ":" in address else 4 * (frame[14] & 15)
-        yield struct.unpack("!H", frame[14 + header:][2:4])[0]
+        source, target = (frame[22:38], frame[38:54]) if six else (frame[26:30], frame[30:34])
+        if own not in (source, target):
+            continue
+        segment = frame[14 + (40 if six else 4 * (frame[14] & 15)):]
+        ports, flags = struct.unpack("!HH", segment[:4]), segment[13]
+        port, sender = (ports[1], "guest") if source == own else (ports[0], "client")
+        trail = trails.setdefault(port, [])
+        if flags & 2 and sender == "client":
+            trail.clear()
+        kind = "SYN" if flags & 2 else "RST" if flags & 4 else "FIN"
+        if len(trail) < 16:
+            trail.append("%s %s at %d ms" % (sender, kind, time.monotonic_ns() // 1_000_000))
+        if kind == "RST" and sender == "guest":
+            ended = [any(each.startswith(side + " FIN") for each in trail) for side in ("guest", "client")]
+            yield port, all(ended), ", ".join(trail)
 
 
 def announcements(interface):
