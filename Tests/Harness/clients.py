@@ -45,7 +45,6 @@ def count_resets(address):
     """Counts TCP resets from the guest that reach the host while their connection is not over on both sides."""
     global resets
     for port, is_over, trail in capture.resets(address, settings["interface"]):
-        open("/tmp/late-resets.log", "a").write("%s %s %s: %s; %s\n" % (settings["seed"], is_over, port, ports.get(port, "nobody"), trail))
         if not is_over:
             resets += 1
             fail("a reset of port %d from the guest: %s; %s" % (port, ports.get(port, "nobody's"), trail))
