@@ -9,6 +9,8 @@ public final class Load {
     public var gap: Int
     public var slowest: String
     public var resets: Int
+    /// Resets of connections that both sides had ended: they answer a duplicate, and nobody sees them.
+    public var lateResets: Int
     /// Writes that the guest said the disk had refused.
     public var diskErrors: Int
     public var failures: [String]
@@ -17,6 +19,7 @@ public final class Load {
     enum CodingKeys: String, CodingKey {
       case operations, gap, slowest, resets, failures, connections
       case diskErrors = "disk_errors"
+      case lateResets = "late_resets"
     }
   }
 

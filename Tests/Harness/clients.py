@@ -26,7 +26,7 @@ selector = selectors.DefaultSelector()
 clients, failures = [], []
 serial = operations = disk_errors = 0
 worst = (0, "")
-resets = 0
+resets = late_resets = 0
 ports = {}  # whose a local port is
 
 
@@ -43,9 +43,11 @@ def fail(text):
 
 def count_resets(address):
     """Counts TCP resets from the guest that reach the host while their connection is not over on both sides."""
-    global resets
+    global resets, late_resets
     for port, is_over, trail in capture.resets(address, settings["interface"]):
-        if not is_over:
+        if is_over:
+            late_resets += 1
+        else:
             resets += 1
             fail("a reset of port %d from the guest: %s; %s" % (port, ports.get(port, "nobody's"), trail))
 
@@ -441,7 +443,7 @@ def main():
             client.record(operation, None, None)
     history.close()
     say("done " + json.dumps({
-        "operations": operations, "gap": worst[0] // 1_000_000, "slowest": worst[1], "resets": resets,
+        "operations": operations, "gap": worst[0] // 1_000_000, "slowest": worst[1], "resets": resets, "late_resets": late_resets,
         "disk_errors": disk_errors, "failures": failures, "connections": len(clients)}))
 
 

@@ -53,6 +53,7 @@ public struct RoundRunner {
     let (report, history) = try load.finish()
     failures += report.failures
     failures += history.check()
+    if report.lateResets > 0 { notes.append("late resets: \(report.lateResets)") }
     if report.diskErrors > 0 { notes.append("disk errors: \(report.diskErrors)") }
     failures += try checkDisks(pair, history)
     for guest in pair.guests {
