@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Glibc
+internal import Synchronization
 
 /// RAM of a secondary: the memfd holds a checkpoint, and the guest writes into a private view of it.
 extension GuestMemory {
@@ -32,44 +33,60 @@ extension GuestMemory {
     return unsafe memcmp(checkpoint + Int(offset), start, bytes.count) == 0
   }
 
-  /// Forgets what the guest and its devices wrote to these pages: they read as the checkpoint again. The machine stands
-  /// still; KVM's translations of page tables among them are stale afterwards on hosts that shadow them.
+  /// Forgets what the guest and its devices wrote to these pages: they read as the checkpoint again. The machine stands still, and
+  /// its vCPUs are to be restored: page tables may be among the pages, whose translations processors keep until then. KVM keeps
+  /// those it shadows for longer (``Machine/refreshTranslations(harvestingInto:)``).
   ///
-  /// A page of the guest's own is given back, so that it takes faults to make it again; one that was rolled back the last time too
-  /// will be written again soon, and is only written over.
-  /// - Parameter before: what was rolled back the last time.
+  /// A page that the guest has written is one of its own, and is given back. One that was rolled back the last time too will be
+  /// written again soon, which would take two faults and a copy: it is only written over.
   /// - Returns: 0 or an errno.
-  public func rollBack(_ pages: PageSet, before: PageSet) -> CInt {
-    guard let checkpoint = unsafe checkpoint, let base = unsafe mapping.baseAddress, before.count == pages.count else {
+  public func rollBack(_ pages: PageSet) -> CInt {
+    guard let checkpoint = unsafe checkpoint, let base = unsafe mapping.baseAddress, pages.count == pageCount else {
       return EINVAL
     }
     let size = Int(Self.pageSize)
-    var failure: CInt = 0
-    var run = 0..<0
-    let forget: (Range<Int>) -> Void = { run in
-      guard !run.isEmpty else { return }
-      let result = unsafe lx_madvise(base + run.lowerBound * size, run.count * size, MADV_DONTNEED)
-      if result < 0 { failure = -result }
-    }
-    for index in pages.words.indices {
-      let both = pages.words[index] & before.words[index]
-      var word = pages.words[index] | before.words[index]
-      while word != 0 {
-        let page = index << 6 + word.trailingZeroBitCount
-        if both >> UInt64(page & 63) & 1 == 1 {
-          let (view, truth) = unsafe (base + page * size, checkpoint + page * size)
-          // To write what it reads anyway would make it a page of its own.
-          if unsafe memcmp(view, truth, size) != 0 { unsafe memcpy(view, truth, size) }
-        } else if page == run.upperBound {
-          run = run.lowerBound..<page + 1
-        } else {
-          forget(run)
-          run = page..<page + 1
-        }
-        word &= word - 1
+    return rollBacks.withLock { rollBacks in
+      var failure: CInt = 0
+      var run = 0..<0
+      let giveBack: (Range<Int>) -> Void = { run in
+        guard !run.isEmpty else { return }
+        let result = unsafe lx_madvise(base + run.lowerBound * size, run.count * size, MADV_DONTNEED)
+        if result < 0 { failure = -result }
       }
+      for index in pages.words.indices {
+        let keeps = pages.words[index] & rollBacks.last.words[index]
+        var word = pages.words[index] | rollBacks.kept.words[index]
+        while word != 0 {
+          let page = index << 6 + word.trailingZeroBitCount
+          if keeps >> UInt64(page & 63) & 1 == 1 {
+            let (view, truth) = unsafe (base + page * size, checkpoint + page * size)
+            // To write what it reads anyway would make it a page of its own.
+            if unsafe memcmp(view, truth, size) != 0 { unsafe memcpy(view, truth, size) }
+          } else if page == run.upperBound {
+            run = run.lowerBound..<page + 1
+          } else {
+            giveBack(run)
+            run = page..<page + 1
+          }
+          word &= word - 1
+        }
+        rollBacks.kept.words[index] = keeps
+        rollBacks.last.words[index] = pages.words[index]
+      }
+      giveBack(run)
+      return failure
     }
-    forget(run)
-    return failure
+  }
+}
+
+/// What a private view of RAM has been rolled back, for the next time.
+struct RollBacks {
+  /// The pages of the last time, and those of them that stayed the view's own.
+  var last: PageSet
+  var kept: PageSet
+
+  init(count: Int) {
+    last = PageSet(count: count)
+    kept = PageSet(count: count)
   }
 }

@@ -58,6 +58,7 @@ extension GuestMemoryError: CustomStringConvertible {
   private nonisolated(unsafe) let base: UnsafeMutableRawPointer
   /// The memfd itself, where ``base`` is a private view of it; nil where ``base`` is the memfd.
   nonisolated(unsafe) let checkpoint: UnsafeMutableRawPointer?
+  let rollBacks: Mutex<RollBacks>
 
   /// Makes `size` bytes of zeroed RAM.
   /// - Parameter rollsBack: the guest gets a private view: what it, or a device, writes stays out of the memfd, and
@@ -96,6 +97,7 @@ extension GuestMemoryError: CustomStringConvertible {
     low = Region(start: 0, size: lowSize, fileOffset: 0)
     high = Region(start: Self.highStart, size: size - lowSize, fileOffset: lowSize)
     dirty = DirtyPages(count: Int(size / Self.pageSize))
+    rollBacks = Mutex(RollBacks(count: rollsBack ? Int(size / Self.pageSize) : 0))
   }
 
   deinit {

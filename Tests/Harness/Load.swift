@@ -42,16 +42,19 @@ public final class Load {
     public init() {}
   }
 
+  private let options: Options
   private let process: Guest
   private let history: URL
 
   /// Starts the clients inside `namespace`.
   public init(_ options: Options = Options(), seed: UInt64, in namespace: Namespace, history: URL) throws {
     self.history = history
+    self.options = options
     let settings: [String: Any] = [
       "address": Namespace.guest, "seed": seed, "history": history.path, "tcp": options.connections,
       "address6": Namespace.guestIPv6, "tcp6": options.ipv6, "udp": options.udp, "churn": options.churn,
-      "journal": options.journal, "memcached": options.memcached, "pause_us": options.pause, "patience": options.patience,
+      "journal": options.journal, "memcached": options.memcached, "pause_us": options.pause,
+      "patience": options.patience,
       "interface": "br0",
     ]
     let text = String(decoding: try JSONSerialization.data(withJSONObject: settings), as: UTF8.self)
@@ -60,7 +63,9 @@ public final class Load {
   }
 
   /// Waits until every client has had a reply.
-  public func waitUntilReady(timeout: TimeInterval = 30) throws { try process.wait(for: "ready", timeout: timeout) }
+  public func waitUntilReady(timeout: TimeInterval = 30) throws {
+    try process.wait(for: "ready", timeout: timeout)
+  }
 
   /// One more connection.
   public func open(depth: Int) { process.type("open \(depth)") }
@@ -73,7 +78,7 @@ public final class Load {
   /// No more requests; waits for the replies that are due.
   public func finish() throws -> (Report, History) {
     process.type("stop")
-    try process.wait(for: "\ndone {", timeout: 15)
+    try process.wait(for: "\ndone {", timeout: TimeInterval(options.patience + 5))
     _ = try process.waitForExit(timeout: 5)
     guard let line = process.console.split(separator: "\n").first(where: { $0.hasPrefix("done ") }) else {
       throw HarnessError("the clients ended without a report: \(process.console.suffix(600))")

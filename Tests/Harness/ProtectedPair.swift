@@ -66,7 +66,12 @@ public final class ProtectedPair {
   public func waitUntilProtected(timeout: TimeInterval = 10) throws {
     try primary.wait(for: "pair: now primary", times: wasPrimary + 1, timeout: timeout)
     try secondary?.wait(for: "pair: now secondary", timeout: timeout)
+    // It may have been alone before, if the two had to try again.
+    wasAlone = primary.count(of: "pair: alone")
   }
+
+  /// Whether the secondary holds a first checkpoint, or held one.
+  public var isProtected: Bool { primary.count(of: "pair: now primary") > wasPrimary }
 
   /// Whether the one who serves has given up its secondary.
   public var isAlone: Bool { primary.count(of: "pair: alone") > wasAlone }

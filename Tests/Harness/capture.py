@@ -1,6 +1,6 @@
 """What passes on an interface, by a filter in the kernel. As a program, `capture.py INTERFACE` prints each reverse or
 gratuitous ARP frame and each unsolicited neighbour advertisement: its kind, whose, and the link address that it names."""
-import ctypes, socket, struct, sys, time
+import collections, ctypes, socket, struct, sys, time
 
 
 def capture(interface, program):
@@ -12,36 +12,48 @@ def capture(interface, program):
     return sock
 
 
+class Trails:
+    """What opens and ends the TCP connections of an address, by segments with SYN, FIN or RST."""
+
+    def __init__(self, address):
+        self.six = ":" in address
+        self.own = socket.inet_pton(socket.AF_INET6 if self.six else socket.AF_INET, address)
+        self.known = {}  # by the other side's port and the address's: who has sent a FIN, and the last of them as text
+
+    def reset(self, frame, now):
+        """For a reset that comes from the address: both ports, whether both sides had ended the connection before, and the
+        trail; None for other frames."""
+        source, target = (frame[22:38], frame[38:54]) if self.six else (frame[26:30], frame[30:34])
+        if self.own not in (source, target):
+            return None
+        segment = frame[14 + (40 if self.six else 4 * (frame[14] & 15)):]
+        ports, flags = struct.unpack("!HH", segment[:4]), segment[13]
+        sender, ports = ("guest", ports[::-1]) if source == self.own else ("client", ports)
+        if ports not in self.known or flags & 2 and sender == "client":
+            self.known[ports] = (set(), collections.deque(maxlen=16))
+        ended, trail = self.known[ports]
+        trail.append("%s %s at %d ms" % (sender, "SYN" if flags & 2 else "RST" if flags & 4 else "FIN", now // 1_000_000))
+        if flags & 4:
+            return (ports, len(ended) == 2, ", ".join(trail)) if sender == "guest" else None
+        if flags & 1:
+            ended.add(sender)
+        return None
+
+
 def resets(address, interface):
-    """For each TCP reset that comes from an IPv4 or IPv6 address: its destination port, whether both sides had ended the
-    connection before (then it answers a duplicate, which nobody waits for), and what opened and ended it; for ever."""
-    six = ":" in address
-    own = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, address)
+    """`Trails.reset` of each TCP reset that comes from an IPv4 or IPv6 address, for ever."""
     sock = capture(interface, [  # IPv6, TCP, SYN, FIN or RST
         (0x28, 0, 0, 12), (0x15, 0, 5, 0x86DD), (0x30, 0, 0, 20), (0x15, 0, 3, 6), (0x30, 0, 0, 67), (0x45, 0, 1, 7),
         (0x06, 0, 0, 96), (0x06, 0, 0, 0),
-    ] if six else [  # IPv4
+    ] if ":" in address else [  # IPv4
         (0x28, 0, 0, 12), (0x15, 0, 6, 0x0800), (0x30, 0, 0, 23), (0x15, 0, 4, 6), (0xB1, 0, 0, 14), (0x50, 0, 0, 27),
         (0x45, 0, 1, 7), (0x06, 0, 0, 96), (0x06, 0, 0, 0),
     ])
-    trails = {}  # by the other side's port
+    trails = Trails(address)
     while True:
-        frame = sock.recv(256)
-        source, target = (frame[22:38], frame[38:54]) if six else (frame[26:30], frame[30:34])
-        if own not in (source, target):
-            continue
-        segment = frame[14 + (40 if six else 4 * (frame[14] & 15)):]
-        ports, flags = struct.unpack("!HH", segment[:4]), segment[13]
-        port, sender = (ports[1], "guest") if source == own else (ports[0], "client")
-        trail = trails.setdefault(port, [])
-        if flags & 2 and sender == "client":
-            trail.clear()
-        kind = "SYN" if flags & 2 else "RST" if flags & 4 else "FIN"
-        if len(trail) < 16:
-            trail.append("%s %s at %d ms" % (sender, kind, time.monotonic_ns() // 1_000_000))
-        if kind == "RST" and sender == "guest":
-            ended = [any(each.startswith(side + " FIN") for each in trail) for side in ("guest", "client")]
-            yield port, all(ended), ", ".join(trail)
+        found = trails.reset(sock.recv(256), time.monotonic_ns())
+        if found:
+            yield found
 
 
 def announcements(interface):

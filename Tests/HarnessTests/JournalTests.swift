@@ -3,7 +3,8 @@ import Harness
 import Testing
 
 @Suite struct Journals {
-  private let disk = FileManager.default.temporaryDirectory.appending(path: "minivmm-journal-\(UUID())")
+  private let folder = TestFolder()
+  private var disk: URL { folder.url.appending(path: "disk") }
 
   /// A block as the lab guest's journal writes it.
   private func block(_ number: UInt64, _ generation: UInt64) -> [UInt8] {
@@ -23,7 +24,6 @@ import Testing
 
   private func failures(_ contents: [UInt8], _ writes: [Harness.Operation]) throws -> [String] {
     try Data([UInt8](repeating: 0, count: 4096) + contents).write(to: disk)
-    defer { try? FileManager.default.removeItem(at: disk) }
     return try JournalCheck.check(disk: disk, against: History(writes))
   }
 

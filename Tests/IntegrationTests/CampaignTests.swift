@@ -8,6 +8,8 @@ extension Integration {
     "Campaign", .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
     .timeLimit(.minutes(6)))
   struct Campaigns {
+    private let folder = TestFolder()
+
     @Test func twentyRandomRounds_clientsNoticeNothing() {
       #expect(Campaign().run() == [])
     }
@@ -37,7 +39,6 @@ extension Integration {
       round.blow = death
       (round.takeoverFault, round.others, round.cpus, round.dirties) = (nil, [], 1, false)
       round.load = (connections: 6, pause: 5000)
-      let folder = TestFolder()
       var runner = RoundRunner(round, folder: folder.url)
       let result = runner.run()
       #expect(result.failures == [] && result.notes == [])
@@ -51,7 +52,6 @@ extension Integration {
 
     /// The oracle's own test: output that does not wait for the secondary is lost with the primary, and that must show.
     @Test func withoutOutputHeldBack_theLossIsSeen() throws {
-      let folder = TestFolder()
       var round = Round(seed: 1, modes: ["none"])
       round.blow = Blow(side: .primary, kind: .killAt("pagesSent=kill@9"), after: 0)
       (round.takeoverFault, round.others, round.cpus, round.dirties) = (nil, [], 1, false)

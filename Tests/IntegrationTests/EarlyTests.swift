@@ -29,7 +29,8 @@ extension Integration {
         [
           "primary", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline",
           "service=kv ip=\(Namespace.guest)/24", "--net", "tap=tap0", "--replicate", "127.0.0.1:7000", "--key",
-          folder.path("key"), "--mode", "colo++", "--epoch-max", "500ms", "--control", folder.path("first"), "--fault", fault,
+          folder.path("key"), "--mode", "colo++", "--epoch-max", "500ms", "--control", folder.path("first"), "--fault",
+          fault,
         ], in: space)
       try first.wait(for: "pair: now primary", timeout: 30)
       try second.wait(for: "pair: now secondary", timeout: 30)

@@ -18,7 +18,8 @@ extension Integration {
     }
 
     private func secondary(_ more: String...) throws -> Guest {
-      try run("cp", ["--sparse=always", Environment.linuxGuest.appending(path: "disk.img").path, folder.path("second.img")])
+      try run(
+        "cp", ["--sparse=always", Environment.linuxGuest.appending(path: "disk.img").path, folder.path("second.img")])
       let guest = try Guest(
         [
           "secondary", "--listen", "127.0.0.1:7000", "--key", folder.path("key"), "--net", "tap=tap1", "--disk",
@@ -33,7 +34,8 @@ extension Integration {
         space, disk: folder.path("first.img"), cpus: 2, more: "minivmm.services=memcached,nginx")
       return try Guest(
         ["primary"] + arguments.dropFirst() + [
-          "--replicate", "127.0.0.1:7000", "--key", folder.path("key"), "--mode", "colo++", "--control", folder.path("first"),
+          "--replicate", "127.0.0.1:7000", "--key", folder.path("key"), "--mode", "colo++", "--control",
+          folder.path("first"),
         ] + more, in: space)
     }
 

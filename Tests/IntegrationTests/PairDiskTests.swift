@@ -9,7 +9,6 @@ extension Integration {
   struct PairDisks {
     private let folder = TestFolder()
 
-
     private func areSame(_ first: String, _ second: String) throws -> Bool {
       try run("cmp", [first, second]).status == 0
     }

@@ -25,14 +25,14 @@ struct connection {
   int socket;
   int waiting;              // replies to come
   double due[deepest];      // of each, oldest first
-  char is_read[deepest];
+  char kind[deepest];       // of each: reads or writes
   char input[deepest * 128];
   size_t filled;
 };
 
 static struct connection connections[most];
-// Microseconds, log-linear: 1024 steps an octave is more than enough.
 enum { writes, reads, kinds };
+// Microseconds, log-linear: 1024 steps an octave is more than enough.
 static uint64_t histogram[kinds][buckets], samples[kinds], replies;
 static double began, ends;
 
@@ -85,9 +85,9 @@ static void ask(struct connection *connection, int count, int read_percent, doub
   int size = 0;
   for (int index = 0; index < count; index++) {
     int key = rand() % keys, kind = rand() % 100 < read_percent ? reads : writes;
-    connection->is_read[connection->waiting] = (char)kind;
+    connection->kind[connection->waiting] = (char)kind;
     size += kind == reads ? snprintf(out + size, sizeof out - (size_t)size, "GET key:%d\r\n", key)
-                                        : snprintf(out + size, sizeof out - (size_t)size, "SET key:%d %s\r\n", key, value);
+                          : snprintf(out + size, sizeof out - (size_t)size, "SET key:%d %s\r\n", key, value);
     connection->due[connection->waiting++] = due + index * step;
   }
   if (write(connection->socket, out, (size_t)size) != size) err(1, "write");
@@ -105,9 +105,9 @@ static void take(struct connection *connection, double time) {
     if (at + size > connection->filled) break;
     at += size;
     double latency = time - connection->due[0];
-    int kind = connection->is_read[0];
+    int kind = connection->kind[0];
     memmove(connection->due, connection->due + 1, (size_t)--connection->waiting * sizeof(double));
-    memmove(connection->is_read, connection->is_read + 1, (size_t)connection->waiting);
+    memmove(connection->kind, connection->kind + 1, (size_t)connection->waiting);
     if (time < began) continue;
     note(latency, kind);
     replies++;
@@ -170,8 +170,8 @@ int main(int argc, char **argv) {
   }
   double time = now();
   for (int index = 0; rate > 0 && index < count; index++)
-    for (int reply = 0; reply < connections[index].waiting; reply++) 
-      note(time - connections[index].due[reply], connections[index].is_read[reply]);
+    for (int reply = 0; reply < connections[index].waiting; reply++)
+      note(time - connections[index].due[reply], connections[index].kind[reply]);
   for (; rate > 0 && next < ends; next += step) note(time - next, rand() % 100 < read_percent ? reads : writes);
   printf("{\"per_second\": %.1f, \"p50\": %.1f, \"p99\": %.1f, \"p999\": %.1f, \"read_p99\": %.1f, \"write_p99\": %.1f, "
          "\"replies\": %llu}\n",

@@ -41,13 +41,12 @@ extension Machine {
   /// Puts the machine where a checkpoint stands: the checkpoint's RAM forward by `stages`, oldest first, and the guest's view back
   /// to it; then the machine state. Its RAM rolls back (``GuestMemory/rollsBack``). A machine that runs is paused, and stays so.
   /// - Parameters:
-  ///   - dirty: what was put back by the last load; then by this one.
+  ///   - dirty: emptied, then filled with what was put back.
   ///   - clock: a secondary in step goes on where the primary stood.
   public func load(
     _ stages: [PageStage], state: [UInt8], dirty: inout PageSet, refreshing: Bool, clock: ClockPolicy
   ) throws(MachineError) {
     pause()
-    let before = dirty
     dirty.removeAll()
     if phase.withLock({ $0 == .made || $0 == .ready }) {
       memory.dirty.harvest(into: &dirty)
@@ -67,7 +66,7 @@ extension Machine {
         dirty.insert(page)
       }
     }
-    let failure = memory.rollBack(dirty, before: before)
+    let failure = memory.rollBack(dirty)
     guard failure == 0 else { throw .memory(.system(operation: "madvise", errno: failure)) }
     try restore(state, clock: clock)
     // What restoring wrote (rings, interrupt status) is the guest's own again.

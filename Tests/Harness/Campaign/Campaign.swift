@@ -53,7 +53,8 @@ extension RoundRunner.Result {
     let remarks = notes.isEmpty ? "" : " (\(notes.joined(separator: ", ")))"
     let verdict = failures.isEmpty ? "ok" : "FAILED"
     guard let report else { return "\(remarks): \(seconds): \(verdict)" }
+    let late = report.lateResets > 0 ? ", late resets: \(report.lateResets)" : ""
     return
-      "\(remarks): gap \(report.gap) ms (\(report.slowest)), \(report.operations) operations, \(seconds): \(verdict)"
+      "\(remarks): gap \(report.gap) ms (\(report.slowest)), \(report.operations) operations\(late), \(seconds): \(verdict)"
   }
 }

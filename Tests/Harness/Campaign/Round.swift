@@ -169,7 +169,7 @@ public struct Round: Sendable {
       guard let fault = blow.fault else { return blow }
       let parts = fault.split(separator: "@")
       let passage = parts.count == 2 ? Int(parts[1]) ?? 1 : 1
-      var suited = fault.hasPrefix("disk") && parts.count == 2 ? "\(parts[0])@\(passage / 8)" : fault
+      var suited = fault.hasPrefix("disk") && parts.count == 2 ? "\(parts[0])@\(max(1, passage / 8))" : fault
       if blow.side == .primary { suited = suited.replacing("fullDisk", with: "cut") }
       return blow.with(fault: suited)
     }
