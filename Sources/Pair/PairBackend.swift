@@ -76,6 +76,8 @@ public final class PairBackend: FrameBackend {
     var sources: ReplySources?
     /// On a follower, and after a takeover: what clients were told before its guest said as much.
     var early: EarlyWatch?
+    /// What the tap has got before it was this one's to read, the last first.
+    var late: [[UInt8]] = []
     /// Those that the guest has claimed.
     var addresses = CardAddresses()
     var scratch: [UInt8] = []
@@ -129,10 +131,11 @@ public final class PairBackend: FrameBackend {
   public var given: UInt64 { state.withLock { $0.side == .serving ? $0.given : log.given } }
 
   /// A secondary that takes over: from now on the tap is its wire, and `traffic` is told of what passes. What is left in the
-  /// log comes first.
-  public func serve(_ traffic: any PairTraffic, early: EarlyWatch? = nil) {
+  /// log comes first, then `late`: what has come from the tap already.
+  public func serve(_ traffic: any PairTraffic, early: EarlyWatch? = nil, after late: [[UInt8]] = []) {
     state.withLock { state in
       guard state.side == .following else { return }
+      state.late = late.reversed()
       state.early = early
       state.side = .serving
       state.sources?.isFollowing = false
@@ -292,7 +295,7 @@ public final class PairBackend: FrameBackend {
       gate.retry()
       var count = unsafe log.next(into: buffer)
       if state.side == .serving {
-        if count == 0 { count = unsafe fromTap(buffer, state.early) }
+        if count == 0 { count = unsafe fromTap(buffer, &state) }
         // What a survivor had left in its log as well: its own secondary has not heard of it.
         if count > 0, state.forwards {
           state.given += 1
@@ -310,10 +313,17 @@ public final class PairBackend: FrameBackend {
   }
 
   /// The next frame from the wire that is for the guest.
-  private func fromTap(_ buffer: UnsafeMutableRawBufferPointer, _ early: EarlyWatch?) -> Int {
+  private func fromTap(_ buffer: UnsafeMutableRawBufferPointer, _ state: inout State) -> Int {
     while true {
-      let count = unsafe tap.receive(into: buffer)
-      guard count > NetHeader.size, let early else { return count }
+      var count: Int
+      if let frame = state.late.popLast() {
+        guard frame.count <= buffer.count else { continue }
+        count = frame.count
+        unsafe frame.withUnsafeBytes { unsafe buffer.copyMemory(from: $0) }
+      } else {
+        count = unsafe tap.receive(into: buffer)
+      }
+      guard count > NetHeader.size, let early = state.early else { return count }
       let frame = unsafe UnsafeRawBufferPointer(rebasing: buffer[..<count])
       switch unsafe early.incoming(frame, Self.parse(frame)) {
       case .pass: return count

@@ -178,7 +178,8 @@ final class PeerWatch: Sendable {
   }
 
   /// Sends signs of life until the peer is lost, or dead by the detector, of which it tells. The body of a thread.
-  func run(_ channel: Channel, isDead: () -> Void) {
+  /// - Parameter onBeat: called each time.
+  func run(_ channel: Channel, isDead: () -> Void, onBeat: () -> Void = {}) {
     guard let beats else { return }
     // A busy host must not make this side look dead.
     lx_thread_urgent()
@@ -198,6 +199,7 @@ final class PeerWatch: Sendable {
       }
       if over { return isDead() }
       warn(now)
+      onBeat()
       if beats.send(.init(term: term, hasLeft: false)) == false { state.withLock { $0.detector.ended(path: 1) } }
       // Another thread's work: whatever else waits there to be sent must not keep this one from its beat.
       let time = serves ? now : heard.load(ordering: .relaxed)

@@ -74,7 +74,8 @@ extension SecondarySide {
 
   // MARK: Takeover
 
-  func takeOver(_ parts: Parts) -> Ending {
+  /// - Parameter lastHeard: when the primary's last word was read.
+  func takeOver(_ parts: Parts, lastHeard: UInt64) -> Ending {
     let machine = parts.machine
     FaultPoints.pass(.takeoverBegun)
     machine.pause()
@@ -89,7 +90,11 @@ extension SecondarySide {
     shrink.lift(machine, parts.registers)
     parts.successor.take(term: peer.term, early: early)
     let resets = early.takeOver(parts.backend?.log)
-    parts.backend?.serve(parts.successor, early: early)
+    let late = strays.withLock { strays in
+      if let tap = parts.tap { strays.drain(tap) }
+      return strays.take(since: lastHeard)
+    }
+    parts.backend?.serve(parts.successor, early: early, after: late)
     FaultPoints.pass(.takeoverServed)
     if let tap = parts.tap {
       for frame in (parts.backend?.addresses ?? CardAddresses()).announcements(parts.mac) {

@@ -87,6 +87,7 @@ public final class SecondarySide: PairTraffic {
   /// Of what its guest says, for the primary.
   let coder = Mutex<PieceCoder?>(nil)
   private let loader = Mutex<HostThread?>(nil)
+  let strays = Mutex(StrayInput())
 
   /// - Parameter beats: the second way of signs of life.
   public init(refreshes: Bool, beats: BeatPath, shrink: Shrink = Shrink()) {
@@ -133,7 +134,11 @@ public final class SecondarySide: PairTraffic {
     peer.begin(channel, beats)
     let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
     let ticker = try? HostThread.start(name: "pair-tick") { [self] in
-      peer.run(channel) { if !state.withLock({ $0.handsOver }) { channel.endReceiving() } }
+      peer.run(channel) {
+        if !state.withLock({ $0.handsOver }) { channel.endReceiving() }
+      } onBeat: {
+        if let tap = made.tap { strays.withLock { $0.drain(tap) } }
+      }
     }
     var why = "the primary is lost"
     var (isLoss, guestEnded) = (true, false)
@@ -187,7 +192,7 @@ public final class SecondarySide: PairTraffic {
       if loaded == 0, isLoss, broken == nil { return .neverJoined(why) }
       return guestEnded ? .guestEnded : .gaveUp(why)
     }
-    return takeOver(made)
+    return takeOver(made, lastHeard: channel.lastHeard)
   }
 
   /// Until a primary that lives has heard that it is replaced, and closes; not for long. What it lets out early until then, it tells

@@ -56,6 +56,47 @@ extension Integration {
       }
     }
 
+    /// A datagram for memcached's port of the guest, as a bridge hands it to a tap; each line of standard input is a command.
+    private static let inject = """
+      import socket, struct, sys
+      out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+      out.bind((sys.argv[1], 0))
+      print("injecting", flush=True)
+      for line in sys.stdin:
+          data = bytes(8) + line.strip().encode() + b"\\r\\nvalue\\r\\n"
+          data = b"\\0\\1\\0\\0\\0\\1\\0\\0" + data[8:]
+          head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28 + len(data), 1, 0, 64, 17, 0, socket.inet_aton(sys.argv[2]),
+                             socket.inet_aton(sys.argv[3]))
+          total = sum(struct.unpack("!10H", head))
+          total = (total & 0xFFFF) + (total >> 16)
+          head = head[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[12:]
+          out.send(bytes.fromhex("525400000077") + bytes.fromhex("525400000001") + b"\\x08\\x00" + head +
+                   struct.pack("!HHHH", 4000, 11211, 8 + len(data), 0) + data)
+          print("sent", flush=True)
+      """
+
+    /// A bridge floods to every tap what is for a guest that it has lost sight of, and a secondary's tap is one of them.
+    @Test(arguments: ["remus", "colo", "colo++"])
+    func whatTheSecondarysTapHasGot_isGivenOnlyFromThePrimarysLastWordOn(mode: String) throws {
+      let (first, second) = try pair(mode, "service=kv ip=\(Namespace.guest)/24")
+      let injector = try Guest(["-c", Self.inject, "tap1", Namespace.host, Namespace.guest], in: space, binary: "python3")
+      try injector.wait(for: "injecting", timeout: 10)
+      injector.type("set early 0 0 5")
+      try injector.wait(for: "sent", timeout: 5)
+      // The primary speaks for longer than a beat.
+      usleep(100_000)
+      first.signal(SIGSTOP)
+      // One of these falls between the last word and the takeover, at least 60 ms later.
+      for _ in 0..<4 {
+        injector.type("set late 0 0 5")
+        usleep(12_000)
+      }
+      try second.wait(for: "pair: now alone", timeout: 10)
+      let client = try space.connect(port: 11211)
+      #expect(try client.exchange("get late\r\n", expecting: "VALUE late 0 5\r\nvalue\r\nEND\r\n"))
+      #expect(try client.exchange("get early\r\n", expecting: "END\r\n"))
+    }
+
     /// A connection that the guest has opened is one like any other.
     @Test(arguments: ["remus", "colo", "colo++"], [true, false])
     func connectionOpenedByTheGuest_goesOn(mode: String, isOld: Bool) throws {

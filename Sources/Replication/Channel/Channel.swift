@@ -57,6 +57,7 @@ public final class Channel: Sendable {
   private let reader: Mutex<Reader>
   private let sent = Atomic<UInt64>(0)
   private let urgentSent = Atomic<UInt64>(0)
+  private let heard = Atomic<UInt64>(0)
   private let damage = Atomic<UInt8>(0)
   /// Bytes that may wait to be sent; a peer that does not read must not fill our memory.
   public let queueLimit: Int
@@ -219,6 +220,9 @@ public final class Channel: Sendable {
   public var urgentPut: UInt64 { queue.withLock { $0.urgentCount } }
   public var urgentHandedOver: UInt64 { urgentSent.load(ordering: .acquiring) }
 
+  /// When the peer's last word was read, in monotonic nanoseconds.
+  public var lastHeard: UInt64 { heard.load(ordering: .relaxed) }
+
   /// Bytes that have gone to the kernel.
   public var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
 
@@ -358,6 +362,7 @@ public final class Channel: Sendable {
         throw result == 0 || result == -Int(ECONNRESET) ? .closed : .system(operation: "recv", errno: CInt(-result))
       }
       reader.end += result
+      heard.store(lx_monotonic_ns(), ordering: .relaxed)
     }
   }
 
