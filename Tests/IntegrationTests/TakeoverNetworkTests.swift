@@ -79,7 +79,8 @@ extension Integration {
     @Test(arguments: ["remus", "colo", "colo++"])
     func whatTheSecondarysTapHasGot_isGivenOnlyFromThePrimarysLastWordOn(mode: String) throws {
       let (first, second) = try pair(mode, "service=kv ip=\(Namespace.guest)/24")
-      let injector = try Guest(["-c", Self.inject, "tap1", Namespace.host, Namespace.guest], in: space, binary: "python3")
+      let injector = try Guest(
+        ["-c", Self.inject, "tap1", Namespace.host, Namespace.guest], in: space, binary: "python3")
       try injector.wait(for: "injecting", timeout: 10)
       injector.type("set early 0 0 5")
       try injector.wait(for: "sent", timeout: 5)
