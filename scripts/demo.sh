@@ -73,7 +73,7 @@ wait_for() {
 now() { echo $(($(date +%s%N) / 1000000)); }
 
 # How far the counting client is.
-counted() { wc -l <"$folder/counted"; }
+counted() { if [ -e "$folder/counted" ]; then wc -l <"$folder/counted"; else echo 0; fi; }
 
 wait_for_count() {
   local start=$SECONDS
