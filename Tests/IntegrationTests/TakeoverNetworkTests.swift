@@ -84,17 +84,21 @@ extension Integration {
       try injector.wait(for: "injecting", timeout: 10)
       injector.type("set early 0 0 5")
       try injector.wait(for: "sent", timeout: 5)
-      // The primary speaks for longer than a beat.
-      usleep(100_000)
+      // Answered only once the secondary has heard of it: the primary has spoken since.
+      let before = try space.connect(port: 11211)
+      #expect(try before.exchange("set other 0 0 1\r\nx\r\n", expecting: "STORED\r\n"))
       first.signal(SIGSTOP)
-      // One of these falls between the last word and the takeover, at least 60 ms later.
-      for _ in 0..<4 {
-        injector.type("set late 0 0 5")
-        usleep(12_000)
+      var count = 0
+      while second.count(of: "pair: now takingOver") == 0, count < 800 {
+        injector.type("set late\(count) 0 0 5")
+        count += 1
+        try injector.wait(for: "sent", times: count + 1, timeout: 5)
       }
       try second.wait(for: "pair: now alone", timeout: 10)
+      // In the middle of the silence of 60 ms or more: after the last word, and long before the survivor read its tap.
+      let late = "late\(count / 2)"
       let client = try space.connect(port: 11211)
-      #expect(try client.exchange("get late\r\n", expecting: "VALUE late 0 5\r\nvalue\r\nEND\r\n"))
+      #expect(try client.exchange("get \(late)\r\n", expecting: "VALUE \(late) 0 5\r\nvalue\r\nEND\r\n"))
       #expect(try client.exchange("get early\r\n", expecting: "END\r\n"))
     }
 
