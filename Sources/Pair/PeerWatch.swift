@@ -124,6 +124,7 @@ final class PeerWatch: Sendable {
   func isDeadWithoutChannel() -> Bool {
     state.withLock { $0.detector.ended(path: 0) }
     while true {
+      takeIn()
       let (hasLeft, isDead) = state.withLock { ($0.hasLeft, $0.detector.isDead(now: lx_monotonic_ns())) }
       if hasLeft { return false }
       if isDead {
@@ -234,25 +235,26 @@ final class PeerWatch: Sendable {
       : "no sign of life by UDP as yet, and no protection without; \(cure)"
   }
 
-  /// Takes in beats until it is time for the next own one.
+  /// Waits until it is time for the next own beat, then takes in what has come: waking for each of the peer's would cost more
+  /// than all else that this thread does, and a beat counted late only puts off the peer's loss.
   private func listen(until end: UInt64) {
-    while true {
-      let now = lx_monotonic_ns()
-      guard now < end else { return }
-      guard let beats else { return _ = usleep(UInt32((end - now) / 1000)) }
-      HostThread.waitReadable(beats.descriptor, timeoutMilliseconds: CInt((end - now) / 1_000_000) + 1)
-      while true {
-        switch beats.receive() {
-        case .beat(let beat):
-          arrived(path: 1)
-          if beat.hasLeft { state.withLock { $0.hasLeft = true } }
-          change(.laterTerm(beat.term))
-          continue
-        case .gone: state.withLock { $0.detector.ended(path: 1) }
-        case .none: break
-        }
-        break
-      }
+    let now = lx_monotonic_ns()
+    if now < end { usleep(UInt32((end - now) / 1000)) }
+    takeIn()
+  }
+
+  /// Takes in the beats that wait: one sign of life, however many.
+  private func takeIn() {
+    guard let beats else { return }
+    var arrival = beats.receive()
+    var hasCome = false
+    while case .beat(let beat) = arrival {
+      hasCome = true
+      if beat.hasLeft { state.withLock { $0.hasLeft = true } }
+      change(.laterTerm(beat.term))
+      arrival = beats.receive()
     }
+    if hasCome { arrived(path: 1) }
+    if arrival == .gone { state.withLock { $0.detector.ended(path: 1) } }
   }
 }

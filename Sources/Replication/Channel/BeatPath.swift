@@ -30,6 +30,7 @@ public final class BeatPath: Sendable {
 
   private static let magic = Array("MVMB".utf8)
   private static let size = 21
+  private static let mostAtOnce = 64
 
   private struct State {
     var keys: Channel.Keys?
@@ -96,7 +97,8 @@ public final class BeatPath: Sendable {
   public func receive() -> Arrival {
     state.withLock { state in
       var bytes = [UInt8](repeating: 0, count: 128)
-      while true {
+      // Whoever can reach the port can send faster than this reads.
+      for _ in 0..<Self.mostAtOnce {
         var from = sockaddr_storage()
         let got = unsafe bytes.withUnsafeMutableBytes {
           unsafe lx_udp_receive(descriptor, $0.baseAddress, $0.count, &from)
@@ -115,6 +117,7 @@ public final class BeatPath: Sendable {
         if listens, !state.hasPeer { state.hasPeer = unsafe lx_udp_answer(descriptor, &from) == 0 }
         return .beat(Beat(term: term, hasLeft: hasLeft))
       }
+      return .none
     }
   }
 }
