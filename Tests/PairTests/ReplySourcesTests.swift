@@ -111,6 +111,23 @@ import VirtioLayout
     #expect(send("$hello") == nil, "told of another place in the stream")
   }
 
+  /// A server answers each write from the same constant, which every checkpoint holds: that says nothing of what was stored.
+  @Test mutating func notTold_fromPagesThatEveryCheckpointHolds_isNot() throws {
+    let (constant, text) = (0xb000 as UInt64, "STORED\r\n")
+    try memory.write(Array(text.utf8), at: constant)
+    for epoch in 3...4 as ClosedRange<UInt64> {
+      _ = unsafe Array(text.utf8).withUnsafeBytes { unsafe pages.standing($0, at: constant) }
+      pages.cut(epoch, changed: [])
+    }
+    let buffers: [(UInt64, UInt64)] = [(0x1_0000, 54), (constant, 8)]
+    #expect(send(text, buffers: buffers) == nil)
+    try tell("$hello", at: 2000, sources: Self.copied)
+    #expect(send(text, at: 1992, buffers: buffers) == nil, "what is told begins behind it")
+    #expect(send("$hello", at: 2000) == 1)
+    try tell(text, at: 3000, sources: [], flags: SourceRecord.ownBuffers)
+    #expect(send(text, at: 3000, buffers: buffers) == 3)
+  }
+
   /// What the guest says it copied must be what it sends.
   @Test mutating func otherBytesThanTheSources_isNot() throws {
     try tell("$jello", sources: Self.copied)
