@@ -34,7 +34,9 @@ check "curl, 1 MiB from nginx, SHA-256" "$sum" bash -c "curl -s http://$guest_ad
 
 count=600
 say "one redis-cli connection counts to $count, redis-benchmark writes over 3 more, and both hosts of the guest die in turn"
-yes "INCR visits" | head -n $count | inside timeout 170 stdbuf -oL redis-cli -h "$guest_address" >"$folder/counted" 2>&1 &
+# redis-cli connects again without a word; the identifier of its connection shows that it has not.
+{ echo CLIENT ID && yes "INCR visits" | head -n $count && echo CLIENT ID; } |
+  inside timeout 170 stdbuf -oL redis-cli -h "$guest_address" >"$folder/counted" 2>&1 &
 counter=$!
 pids+=("$counter")
 inside timeout 170 redis-benchmark -h "$guest_address" -c 3 -n 600 -t set -q >"$folder/benchmark" 2>&1 &
@@ -58,7 +60,8 @@ else
   printf '  WRONG redis-benchmark: %s\n' "$(tail -c 300 "$folder/benchmark")"
   failures=$((failures + 1))
 fi
-check_file "redis-cli, every number from 1 to $count once" "$folder/counted" <(seq $count)
+connection=$(head -n 1 "$folder/counted")
+check_file "redis-cli, every number from 1 to $count once, on one connection" "$folder/counted" <(echo "$connection" && seq $count && echo "$connection")
 check "redis-cli GET, after both" "hello from Linux" redis-cli -h "$guest_address" get greeting
 check "redis-cli GET visits" "$count" redis-cli -h "$guest_address" get visits
 check "curl, 1 MiB from nginx, SHA-256" "$sum" bash -c "curl -s http://$guest_address/${file##*/} | sha256sum | cut -d' ' -f1"

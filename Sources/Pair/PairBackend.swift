@@ -40,8 +40,8 @@ public protocol PairTraffic: AnyObject, Sendable {
 
 /// The network back end of a guest that is one of a pair. It stands between the card and the tap:
 /// what comes from the wire is counted and told to the secondary before the guest has it, and what the guest sends goes
-/// through the output gate; on a secondary, input comes from the log and output goes to be compared, and the tap is not
-/// touched until it takes over.
+/// through the output gate; on a secondary, input comes from the log and output goes to be compared, and nothing goes
+/// to the tap, or to the guest from there, until it takes over.
 ///
 /// Frames carry a virtio-net header of 12 bytes throughout.
 public final class PairBackend: FrameBackend {

@@ -155,6 +155,7 @@ final class PairMeter: Sendable {
         status.checkpoints?[cause.rawValue] = state.causes[index]
       }
       status.pauseMicroseconds = PairStatus.Times(state.pauses)
+      status.pauseSpreadMicroseconds = PairStatus.spread(state.pauses)
       status.dirtyPages = PairStatus.Pages(state.pages, last: state.lastPages)
       status.lagMicroseconds = PairStatus.Times(state.lags)
       status.receiveMicroseconds = PairStatus.Times(state.receives)

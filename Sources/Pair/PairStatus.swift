@@ -112,8 +112,9 @@ public struct PairStatus: Codable, Equatable, Sendable {
   public var copying: Double?
   /// By ``CheckpointCause``.
   public var checkpoints: [String: UInt64]?
-  /// How long checkpoints made the guest stand still.
+  /// How long checkpoints made the guest stand still, and what 0, 5, 10, … 100 % of the pauses did not exceed.
   public var pauseMicroseconds: Times?
+  public var pauseSpreadMicroseconds: [Double]?
   public var dirtyPages: Pages?
   /// To all secondaries so far.
   public var bytesSent: UInt64?
@@ -160,6 +161,11 @@ public struct PairStatus: Codable, Equatable, Sendable {
   public var ownEnds: UInt64?
   /// From when its guest goes on after a load until it has left CPUs idle, as it is asked to.
   public var shrinkMicroseconds: Times?
+
+  /// What 0, 5, 10, … 100 % of times do not exceed.
+  static func spread(_ times: Histogram) -> [Double] {
+    stride(from: 0, through: 100, by: 5).map { microseconds(times.quantile(Double($0) / 100)) }
+  }
 
   /// To a tenth.
   static func microseconds(_ nanoseconds: UInt64) -> Double { Double((nanoseconds + 50) / 100) / 10 }

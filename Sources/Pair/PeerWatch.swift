@@ -22,6 +22,8 @@ final class PeerWatch: Sendable {
   private static let stuck: UInt64 = 500_000_000
   /// Silence of one path alone after which people are told, in nanoseconds.
   private static let worrying: UInt64 = 5_000_000_000
+  /// Taken in at a time.
+  private static let mostBeats = 1024
   /// Patience while nobody could take over yet, in nanoseconds.
   private static let joiningGrace: UInt64 = 2_000_000_000
 
@@ -29,6 +31,8 @@ final class PeerWatch: Sendable {
     var roles: RoleMachine
     var detector = FailureDetector(paths: 2, interval: PeerWatch.heartbeat, shortest: PeerWatch.shortest, now: 0)
     var isLost = false
+    /// The detector has found it dead, whatever comes of it afterwards.
+    var isGivenUp = false
     /// It said that it serves on without this side.
     var hasLeft = false
     /// When this side came back after it had been away for longer than a peer waits.
@@ -44,6 +48,8 @@ final class PeerWatch: Sendable {
   }
 
   private let state: Mutex<State>
+  /// Held while beats are taken in, so that none is missing from what another thread decides by.
+  private let intake = Mutex(())
 
   /// What the peer's newest heartbeat says, for who serves to get back.
   private let heard = Atomic<UInt64>(0)
@@ -98,6 +104,7 @@ final class PeerWatch: Sendable {
       state.beats = beats
       state.hasWarned = false
       state.isLost = false
+      state.isGivenUp = false
       state.cameBack = nil
       state.hasLeft = false
       state.loss = ""
@@ -125,7 +132,7 @@ final class PeerWatch: Sendable {
     state.withLock { $0.detector.ended(path: 0) }
     while true {
       takeIn()
-      let (hasLeft, isDead) = state.withLock { ($0.hasLeft, $0.detector.isDead(now: lx_monotonic_ns())) }
+      let (hasLeft, isDead) = state.withLock { ($0.hasLeft, $0.isGivenUp || $0.detector.isDead(now: lx_monotonic_ns())) }
       if hasLeft { return false }
       if isDead {
         state.withLock { if $0.loss.isEmpty { $0.loss = $0.detector.silences(now: lx_monotonic_ns()) } }
@@ -196,16 +203,17 @@ final class PeerWatch: Sendable {
         let isStuck = state.roles.mayEmit && state.detector.silence(path: 0, now: now) > Self.stuck + grace
         let isDead = state.detector.isDead(now: now, grace: grace)
         if isStuck || isDead, state.loss.isEmpty { state.loss = state.detector.silences(now: now) }
+        state.isGivenUp = state.isGivenUp || isDead
         return (state.roles.term, state.roles.mayEmit, state.isLost || isStuck || isDead)
       }
       if over { return isDead() }
       warn(now)
-      onBeat()
       if beats.send(.init(term: term, hasLeft: false)) == false { state.withLock { $0.detector.ended(path: 1) } }
       // Another thread's work: whatever else waits there to be sent must not keep this one from its beat.
       let time = serves ? now : heard.load(ordering: .relaxed)
       if (try? channel.post(.heartbeat(term: term, time: time))) == nil { channel.close() }
       channel.wakeSender()
+      onBeat()
       last = now
       listen(until: now + Self.heartbeat)
     }
@@ -236,25 +244,35 @@ final class PeerWatch: Sendable {
   }
 
   /// Waits until it is time for the next own beat, then takes in what has come: waking for each of the peer's would cost more
-  /// than all else that this thread does, and a beat counted late only puts off the peer's loss.
+  /// than all else that this thread does.
   private func listen(until end: UInt64) {
     let now = lx_monotonic_ns()
     if now < end { usleep(UInt32((end - now) / 1000)) }
     takeIn()
   }
 
-  /// Takes in the beats that wait: one sign of life, however many.
-  private func takeIn() {
+  /// Takes in the beats that wait: one sign of life, however many. Whoever decides by what the peer has said calls it first.
+  func takeIn() {
     guard let beats else { return }
-    var arrival = beats.receive()
-    var hasCome = false
-    while case .beat(let beat) = arrival {
-      hasCome = true
-      if beat.hasLeft { state.withLock { $0.hasLeft = true } }
-      change(.laterTerm(beat.term))
-      arrival = beats.receive()
+    intake.withLock { _ in
+      var hasCome = false
+      for _ in 0..<Self.mostBeats {
+        switch beats.receive() {
+        case .beat(let beat):
+          hasCome = true
+          if beat.hasLeft { state.withLock { $0.hasLeft = true } }
+          change(.laterTerm(beat.term))
+          continue
+        case .gone:
+          // A refusal can be anybody's, and is told before the beats that came before it.
+          hasCome = false
+          state.withLock { $0.detector.ended(path: 1) }
+          continue
+        case .none: break
+        }
+        break
+      }
+      if hasCome { arrived(path: 1) }
     }
-    if hasCome { arrived(path: 1) }
-    if arrival == .gone { state.withLock { $0.detector.ended(path: 1) } }
   }
 }

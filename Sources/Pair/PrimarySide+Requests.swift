@@ -18,9 +18,7 @@ extension PrimarySide: PairSide {
     status.held = PairStatus.Held(gate)
     let times = gate.times
     status.heldMicroseconds = PairStatus.Times(times)
-    status.heldSpreadMicroseconds = stride(from: 0, through: 100, by: 5).map {
-      PairStatus.microseconds(times.quantile(Double($0) / 100))
-    }
+    status.heldSpreadMicroseconds = PairStatus.spread(times)
     let counters = comparison.withLock { $0.comparator.counters }
     status.comparator = PairStatus.Comparator(
       primaryFrames: counters.primaryFrames, secondaryFrames: counters.secondaryFrames,

@@ -71,6 +71,8 @@ public final class PrimarySide: PairTraffic {
   /// Something was told of output that the secondary should know soon.
   let isAwaited = Atomic(false)
   private let inputBytes = Atomic<UInt64>(0)
+  /// The newest frame of input that was sent.
+  private let inputSent = Atomic<UInt64>(0)
   /// An eventfd: there is something for the checkpoint thread.
   let wake: CInt
 
@@ -135,6 +137,7 @@ public final class PrimarySide: PairTraffic {
       }
     }
     meter.sentInput(number)
+    inputSent.store(number, ordering: .releasing)
     // The secondary keeps input until the next checkpoint, and not without end.
     if inputBytes.wrappingAdd(UInt64(frame.count), ordering: .relaxed).newValue > Self.inputLimit {
       inputBytes.store(0, ordering: .relaxed)
@@ -299,6 +302,7 @@ public final class PrimarySide: PairTraffic {
       while true {
         switch try channel.receive() {
         case .inputAcknowledged(_, let count):
+          guard count <= inputSent.load(ordering: .acquiring) else { throw ChannelError.notAuthentic }
           meter.inputAcknowledged(count)
           gate.inputAcknowledged(count)
         case .output(_, let base, let frame):
@@ -322,6 +326,7 @@ public final class PrimarySide: PairTraffic {
           // A later one is on its way already.
           if base == comparison.withLock({ $0.base }) { requestCheckpoint(.mismatch) }
         case .received(let epoch):
+          guard epoch <= state.withLock({ $0.epoch }) else { throw ChannelError.notAuthentic }
           FaultPoints.pass(.receivedHeard)
           gate.received(epoch)
           FaultPoints.pass(.released)

@@ -78,6 +78,8 @@ extension SecondarySide {
   func takeOver(_ parts: Parts, lastHeard: UInt64) -> Ending {
     let machine = parts.machine
     FaultPoints.pass(.takeoverBegun)
+    // What comes from here on, no primary has had.
+    if let tap = parts.tap { strays.withLock { $0.drain(tap) } }
     machine.pause()
     for disk in parts.disks {
       let error = disk.takeOver()
@@ -92,7 +94,7 @@ extension SecondarySide {
     let resets = early.takeOver(parts.backend?.log)
     let late = strays.withLock { strays in
       if let tap = parts.tap { strays.drain(tap) }
-      return strays.take(since: lastHeard)
+      return strays.take(since: lastHeard, without: parts.backend?.log.sinceCheckpoint ?? [])
     }
     parts.backend?.serve(parts.successor, early: early, after: late)
     FaultPoints.pass(.takeoverServed)

@@ -34,6 +34,7 @@ extension SecondarySide: PairSide {
     case .alone, .takingOver: throw PairRefusal("this side has taken over already")
     default: throw PairRefusal("this side may not take over: the primary goes on without it; start it again")
     }
+    peer.takeIn()
     guard !peer.hasLeft else { throw PairRefusal("the primary goes on without this side; start this side again") }
     guard peer.mayTakeOver else {
       throw PairRefusal("this side was stopped for a while, and the primary may have given it up; try again soon")

@@ -137,7 +137,7 @@ public final class SecondarySide: PairTraffic {
       peer.run(channel) {
         if !state.withLock({ $0.handsOver }) { channel.endReceiving() }
       } onBeat: {
-        if let tap = made.tap { strays.withLock { $0.drain(tap) } }
+        if let tap = made.tap { strays.withLock { $0.drain(tap, within: 1_000_000) } }
       }
     }
     var why = "the primary is lost"
@@ -160,6 +160,7 @@ public final class SecondarySide: PairTraffic {
     loader.withLock { $0.take() }?.join()
     // The end of a connection is not the end of the primary.
     let isAsked = state.withLock { $0.demanded || $0.broken != nil }
+    peer.takeIn()
     if role == .secondary, peer.hasLeft || !isAsked && !peer.isDeadWithoutChannel() {
       peer.change(.peerSaidFarewell)
       why = "\(FollowError.dismissed(guestEnded: false))"

@@ -20,10 +20,14 @@ struct StrayInput {
   private var emptied: UInt64 = 0
   private var buffer = [UInt8](repeating: 0, count: 1 << 17)
 
-  /// Takes in what waits in `tap`.
-  mutating func drain(_ tap: any FrameBackend, clock: () -> UInt64 = { lx_monotonic_ns() }) {
+  /// Takes in what waits in `tap`, or what of it can be within a time, in nanoseconds.
+  mutating func drain(
+    _ tap: any FrameBackend, within limit: UInt64 = .max, clock: () -> UInt64 = { lx_monotonic_ns() }
+  ) {
+    let start = clock()
     for _ in 0..<Self.visit {
       let now = clock()
+      if now - start > limit { return }
       let count = unsafe buffer.withUnsafeMutableBytes { unsafe tap.receive(into: $0) }
       guard count > 0 else { return emptied = now }
       ring.append((emptied, Array(buffer[..<count])))
@@ -33,11 +37,15 @@ struct StrayInput {
   }
 
   /// The frames that came at `time` or later, in their order; afterwards there are none.
-  mutating func take(since time: UInt64) -> [[UInt8]] {
+  /// - Parameter given: frames that the primary had too, and told of. Its word may have come by a faster way than the frame itself.
+  mutating func take(since time: UInt64, without given: @autoclosure () -> [[UInt8]] = []) -> [[UInt8]] {
     defer {
       ring = []
       size = 0
     }
-    return ring.filter { $0.since >= time }.map(\.frame)
+    let frames = ring.filter { $0.since >= time }.map(\.frame)
+    if frames.isEmpty { return [] }
+    let known = Set(given().map { $0.dropFirst(NetHeader.size) })
+    return frames.filter { !known.contains($0.dropFirst(NetHeader.size)) }
   }
 }

@@ -275,7 +275,7 @@ private final class DiskPair {
 }
 
 /// A value that several threads look at.
-private final class Shared: Sendable {
+final class Shared: Sendable {
   private let state: Mutex<Bool>
   init(_ value: Bool) { state = Mutex(value) }
   var value: Bool {

@@ -165,16 +165,22 @@ final class ScriptedPrimary {
 
   /// The state of a machine like the secondary's, which has halted.
   static func machineState() throws -> [UInt8] {
-    let machine = try makeMachine(rollsBack: false)
+    let machine = try haltedMachine()
     defer { machine.stop() }
+    machine.pause()
+    return try machine.save()
+  }
+
+  /// A machine like the secondary's that runs, and does nothing.
+  static func haltedMachine() throws -> Machine {
+    let machine = try makeMachine(rollsBack: false)
     let file = unsafe lx_memfd_plain("kernel")
     defer { lx_close(file) }
     let kernel = haltingKernel()
     _ = unsafe kernel.withUnsafeBytes { unsafe lx_pwrite(file, $0.baseAddress, $0.count, 0) }
     try machine.load(BootSource(kernel: file))
     try machine.start()
-    machine.pause()
-    return try machine.save()
+    return machine
   }
 
   /// An ELF file of two instructions at 2 MiB (cli; hlt), which a PVH note enters.

@@ -72,7 +72,7 @@ def figures(data):
                         f"{pauses['max'] / 1000:.2f} ms, {pauses['count']} pauses", 1))
         rows.append(Row(f"kv95_held_p50_ms_{name}", times["p50"] / 1000, "ms", f"p99 {times['p99'] / 1000:.1f}, longest "
                         f"{times['max'] / 1000:.1f} ms; frames at once {held['atOnce']}, early {held['early']}, "
-                        f"equal {held['equal']}, with a checkpoint {held['checkpointed']}", 1))
+                        f"equal {held['equal']}, with a checkpoint {held['checkpointed']}; wrong early {held['contradicted']}", 1))
     return rows
 
 
@@ -90,15 +90,29 @@ WAYS = (("atOnce", "at once, before there was a secondary", "#8c959f"), ("early"
         ("equal", "the secondary said the same", "#4aa3df"), ("checkpointed", "with a checkpoint", "#e69f00"))
 
 
+NOT_EARLY = (("unmarked", "unmarked", "#8c959f"), ("changed", "changed since the checkpoint", "#d55e00"),
+             ("unknown", "not known yet", "#4aa3df"), ("refused", "too many", "#e69f00"))
+AWAITED = (("input", "input to arrive", "#4aa3df"), ("earlier", "earlier output", "#8c959f"),
+           ("checkpoint", "a checkpoint on its way", "#e69f00"), ("distrusted", "one after a difference", "#d55e00"))
+
+
 def plots(data):
-    pauses, lags, held, ways = [], [], [], []
+    pauses, lags, held, stood, ways, reasons, waits = [], [], [], [], [], [], []
     for mode, result in data.items():
         status = result["status"]
         for times, marks in ((status["pauseMicroseconds"], pauses), (status["receiveMicroseconds"], lags)):
             marks.append((mode, [times[what] / 1000 for what in ("p50", "p99", "max")], ""))
         out = status["held"]
         held.append((mode, [each / 1000 for each in status["heldSpreadMicroseconds"]]))
+        stood.append((mode, [each / 1000 for each in status["pauseSpreadMicroseconds"]]))
+        if "notEarly" in status:
+            reasons.append((mode, [(colour, status["notEarly"][key], label) for key, label, colour in NOT_EARLY]))
+            waits.append((mode, [(colour, status["earlyAwaited"][key], label) for key, label, colour in AWAITED]))
         ways.append((mode, [(colour, out[key], label) for key, label, colour in WAYS]))
+    early = [(svg_time.shares("Why output did not leave early", "share of those frames since the pair began", reasons) +
+              svg_time.shares("What early output waited for first", "share of those frames since the pair began", waits),
+              "<i>unmarked</i>: the guest did not say what it is made of, because it confirms a write. Flows in which what left "
+              f"early turned out wrong: {sum(each['status']['held']['contradicted'] for each in data.values())}.")]
     return [
         (svg_time.rates("Checkpoints by cause", "a second, over time, while clients load the store", [
             over_time(mode, result) for mode, result in data.items()], CAUSE_COLOURS, "checkpoints a second"),
@@ -107,10 +121,11 @@ def plots(data):
          "<i>remus</i> longer than the others: one batch a checkpoint."),
         (svg.quantiles("Pauses", "how long a checkpoint stops the guest, and until the secondary has all of it; log scale",
                        [("guest stands still", pauses), ("secondary has received it", lags)], "milliseconds",
-                       ("p50", "p99", "longest"), width=620),
+                       ("p50", "p99", "longest"), width=620) +
+         svg_time.spread("Pauses, all of them", "share of pauses that were no longer; log scale", stood, "ms", width=440),
          "What <code>status</code> keeps of each: median, 99th percentile, longest, since the pair began."),
         (svg_time.spread("Held output", "share of frames that were held no longer; log scale", held, "ms", width=440) +
          svg_time.shares("Why output left", "share of all frames since the pair began", ways, width=520),
          "Frames that left <i>early</i> waited for the secondary to have the request, not for its reply. The "
          "longest ones are held when the pair is made."),
-    ]
+    ] + (early if reasons else [])

@@ -36,7 +36,7 @@ def rates(title, subtitle, lanes, colours, unit):
 
 def shares(title, subtitle, lanes, width=520):
     """A bar for each mode, of parts: (mode, [(colour, amount, label)])."""
-    canvas = Canvas(width, 380, title, subtitle)
+    canvas = Canvas(width, 110 + len(lanes) * 52 + len(lanes[0][1]) * 22, title, subtitle)
     for index, (mode, parts) in enumerate(lanes):
         total = sum(amount for _, amount, _ in parts) or 1
         y, x = 80 + index * 52, 80

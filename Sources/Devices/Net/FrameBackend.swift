@@ -1,6 +1,7 @@
 public import GuestMemory
 
-/// Where a network card's frames go and come from on the host. Called on the device thread only.
+/// Where a network card's frames go and come from on the host. Called on one thread at a time: the device
+/// thread, but for a secondary's, which is read on the thread of its signs of life.
 ///
 /// Frames travel with a virtio-net header (12 bytes) in front. A back end without offloads never gives one that asks
 /// anything of the receiver, and is never sent one.

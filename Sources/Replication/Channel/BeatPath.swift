@@ -30,7 +30,7 @@ public final class BeatPath: Sendable {
 
   private static let magic = Array("MVMB".utf8)
   private static let size = 21
-  private static let mostAtOnce = 64
+  private static let mostAtOnce = 1024
 
   private struct State {
     var keys: Channel.Keys?
@@ -40,7 +40,7 @@ public final class BeatPath: Sendable {
     var hasPeer: Bool
   }
 
-  /// Readable when a datagram waits.
+  /// Its socket.
   public let descriptor: CInt
   private let listens: Bool
   private let state: Mutex<State>

@@ -14,10 +14,14 @@ public struct Campaign {
   /// Asked after each round: whether it is to end there.
   public var isInterrupted: () -> Bool = { false }
 
-  /// Plays them all, and prints a line for each.
+  /// Plays them all, and prints a line for each and a last one of all.
   /// - Returns: what failed, a text for each round.
   public func run() -> [String] {
     var failures: [String] = []
+    var (played, kills, killsOfSeveral) = (0, 0, 0)
+    defer {
+      print("\(played) rounds, \(kills) kills, \(killsOfSeveral) of them with several CPUs; \(failures.count) rounds failed")
+    }
     for number in 0..<UInt64(rounds) {
       var round = Round(seed: seed &+ number, modes: modes)
       if guest == .linux { round.suitLinux() }
@@ -29,6 +33,9 @@ public struct Campaign {
         try? FileManager.default.removeItem(at: folder)
         break
       }
+      played += 1
+      kills += result.kills
+      if round.cpus > 1 { killsOfSeveral += result.kills }
       print("round \(number + 1) seed \(round.seed): \(round.description)\(result.summary)")
       fflush(nil)
       guard !result.failures.isEmpty else {
@@ -50,7 +57,7 @@ public struct Campaign {
 extension RoundRunner.Result {
   fileprivate var summary: String {
     let seconds = String(format: "%.1f s", seconds)
-    let remarks = notes.isEmpty ? "" : " (\(notes.joined(separator: ", ")))"
+    let remarks = (notes.isEmpty ? "" : " (\(notes.joined(separator: ", ")))") + ", kills: \(kills)"
     let verdict = failures.isEmpty ? "ok" : "FAILED"
     guard let report else { return "\(remarks): \(seconds): \(verdict)" }
     let late = report.lateResets > 0 ? ", late resets: \(report.lateResets)" : ""

@@ -7,6 +7,8 @@ public struct RoundRunner {
     /// Empty when all is well.
     public var failures: [String]
     public var notes: [String]
+    /// Sides that ended by SIGKILL: by a blow, or at a fault point.
+    public var kills: Int
     public var seconds: Double
   }
 
@@ -14,6 +16,7 @@ public struct RoundRunner {
   private let guest: GuestKind
   private let folder: URL
   private var notes: [String] = []
+  private var kills = 0
   /// The secondary that was started with the next blow's fault, for when it serves.
   private var armed: Guest?
   /// Who serves alone may still meet a fault that did not come when it was due: another blow could then leave nobody.
@@ -31,7 +34,7 @@ public struct RoundRunner {
     var report: Load.Report?
     do { report = try play(&failures) } catch { failures.append("\(error)") }
     let time = (ContinuousClock.now - start) / .seconds(1)
-    return Result(report: report, failures: failures, notes: notes, seconds: time)
+    return Result(report: report, failures: failures, notes: notes, kills: kills, seconds: time)
   }
 
   private mutating func play(_ failures: inout [String]) throws -> Load.Report {
@@ -49,6 +52,7 @@ public struct RoundRunner {
     do {
       for index in blows.indices where !isOver { try suffer(index, pair, load) }
     } catch { failures.append("\(error)") }
+    kills = try pair.guests.count { try !$0.isRunning && $0.waitForExit() == -SIGKILL }
     load.open(depth: 1)
     usleep(700_000)
     if !pair.primary.isRunning { failures.append("who served has ended: …\(pair.primary.console.suffix(300))") }
