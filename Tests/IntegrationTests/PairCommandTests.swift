@@ -128,6 +128,60 @@ extension Integration {
       }
     }
 
+    /// What left early is counted, and why the rest did not: a write's answer is never early, nor a value before a checkpoint has it.
+    @Test func status_inColoPlusPlus_countsWhatLeftEarly() throws {
+      let guest = try pair(["--mode", "colo++", "--epoch-max", "10s"])
+      try inStep(guest)
+      let client = try space.connect(port: 6379)
+      func set(_ value: Int) throws { #expect(try client.exchange("set k \(value)\r\n", expecting: "+OK\r\n")) }
+      func get(_ value: Int) throws { #expect(try client.exchange("get k\r\n", expecting: "$2\r\n\(value)\r\n")) }
+      func number(_ object: String, _ name: String, _ status: [String: Any]) throws -> Int {
+        try #require((status[object] as? [String: Any])?[name] as? Int, "\(object).\(name)")
+      }
+      func early() throws -> Int { try number("held", "early", try pairStatus(first)) }
+
+      try set(10)
+      let readable = try waitUntil(seconds: 20) {
+        let before = try early()
+        for _ in 0..<10 { try get(10) }
+        if try early() == before + 10 { return true }
+        // It is known from the checkpoint after the first reading on.
+        #expect(try ask("checkpoint", first).status == 0)
+        return false
+      }
+      #expect(readable)
+
+      let before = try pairStatus(first)
+      for value in 11...30 { try set(value) }
+      let after = try pairStatus(first)
+      #expect(
+        try number("held", "early", before) > 0 && number("held", "early", after) == number("held", "early", before))
+      #expect(try number("notEarly", "unmarked", after) >= number("notEarly", "unmarked", before) + 20)
+
+      var value = 30
+      let isHeld = try waitUntil(seconds: 20) {
+        value += 1
+        let before = try pairStatus(first)
+        try set(value)
+        try get(value)
+        let after = try pairStatus(first)
+        // A checkpoint in between may hold the value: then again.
+        guard before["epoch"] as? Int == after["epoch"] as? Int else { return false }
+        #expect(try number("held", "early", after) == number("held", "early", before))
+        #expect(try number("notEarly", "changed", after) == number("notEarly", "changed", before) + 1)
+        return true
+      }
+      #expect(isHeld)
+
+      let names = [
+        "notEarly": ["unmarked", "changed", "unknown", "refused"],
+        "earlyAwaited": ["input", "earlier", "checkpoint", "distrusted"],
+      ]
+      for (name, keys) in names {
+        #expect(Set(try #require(after[name] as? [String: Any], "\(name)").keys) == Set(keys))
+      }
+    }
+
     @Test func secondary_answersFromTheStart_andRefusesWhatItCannot() throws {
       let guest = try secondary()
       #expect(try status(second)["state"] as? String == "waiting")
@@ -325,6 +379,49 @@ extension Integration {
       try #require(processes.count == 2)
       try count(on: client, 11...30, moment: 20) { kill(processes[1], SIGKILL) }
       #expect(try waitUntil { try pairStatus(second)["activeCPUs"] as? Int == 3 })
+      #expect(try pairStatus(second)["role"] as? String == "alone")
+    }
+
+    /// The host CPUs that a process's vCPU threads may run on, as Linux lists them; a list each.
+    private func hostCPUs(_ process: Int32) -> [String] {
+      let tasks = "/proc/\(process)/task"
+      return ((try? FileManager.default.contentsOfDirectory(atPath: tasks)) ?? []).compactMap { task in
+        guard let name = try? String(contentsOfFile: "\(tasks)/\(task)/comm", encoding: .utf8), name.hasPrefix("vcpu")
+        else { return nil }
+        return allowedCPUs("\(tasks)/\(task)")
+      }
+    }
+
+    private func allowedCPUs(_ task: String) -> String? {
+      let status = (try? String(contentsOfFile: "\(task)/status", encoding: .utf8)) ?? ""
+      return status.firstMatch(of: /Cpus_allowed_list:\s*(\S+)/).map { String($0.1) }
+    }
+
+    @Test(.enabled(if: ProcessInfo.processInfo.activeProcessorCount > 1, "one CPU can't be shared any more than it is"))
+    func hostShrunkSecondary_sharesOneHostCPU_andHasAllAfterTheTakeover() throws {
+      let guest = try Guest(
+        [
+          "pair", "--kernel", Environment.labGuest, "--memory", "64M", "--cpus", "2", "--cmdline",
+          cmdline("kv,burn") + " burn=seconds:100", "--net", "tap=tap0", "--secondary-net", "tap=tap1", "--control",
+          first, "--secondary-control", second, "--mode", "colo", "--shrink", "host", "--shrink-to", "1",
+        ], in: space)
+      try inStep(guest)
+      let client = try space.connect(port: 6379)
+      let processes = children(of: guest)
+      try #require(processes.count == 2)
+      let all = try #require(allowedCPUs("/proc/self"))
+      #expect(
+        waitUntil {
+          let lists = hostCPUs(processes[0])
+          return lists.count == 2 && Set(lists).count == 1 && Int(lists[0]) != nil
+        }, "\(hostCPUs(processes[0]))")
+      #expect(hostCPUs(processes[1]) == [all, all], "the primary's are left alone")
+      let loaded = try pairStatus(second)["loaded"] as? Int ?? 0
+      try count(on: client, 1...10)
+      #expect(try waitUntil(seconds: 10) { try pairStatus(second)["loaded"] as? Int ?? 0 > loaded + 2 })
+      #expect(hostCPUs(processes[0]).allSatisfy { Int($0) != nil }, "load after load")
+      try count(on: client, 11...30, moment: 20) { kill(processes[1], SIGKILL) }
+      #expect(waitUntil(seconds: 10) { hostCPUs(processes[0]) == [all, all] }, "\(hostCPUs(processes[0]))")
       #expect(try pairStatus(second)["role"] as? String == "alone")
     }
 
