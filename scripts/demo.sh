@@ -45,6 +45,7 @@ make_bridge() {
 start() {
   local name=$1
   shift
+  : >"$logs/$name" # waited for at once
   ip netns exec "$space" "$minivmm" "$@" </dev/null >"$logs/$name" 2>&1 &
   eval "pid_$name=$!"
   pids+=("$!")
