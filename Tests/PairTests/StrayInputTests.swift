@@ -37,4 +37,30 @@ import Testing
     let kept = strays.take(since: 0)
     #expect(kept.count == 512 && kept.last == [87, 2])
   }
+
+  /// Its word of a frame may be faster than the frame. Of the header in front nothing is known.
+  @Test mutating func whatThePrimaryHadToo_isNotGivenTwice() {
+    let frame = { (header: UInt8, byte: UInt8) in [UInt8](repeating: header, count: 12) + [byte] }
+    drain(at: 10)
+    tap.arrive(frame(0, 1))
+    tap.arrive(frame(0, 2))
+    drain(at: 20)
+    #expect(strays.take(since: 10, without: [frame(9, 1)]) == [frame(0, 2)])
+  }
+
+  @Test mutating func flood_doesNotKeepAThread_andWhatIsLeftCountsFromTheVisitBefore() {
+    drain(at: 10)
+    for byte in 1...4 { tap.arrive([UInt8(byte)]) }
+    var now: UInt64 = 20
+    strays.drain(tap, within: 3) {
+      now += 1
+      return now
+    }
+    var soFar = strays
+    #expect(soFar.take(since: 0) == [[1], [2], [3]])
+    drain(at: 30)
+    var all = strays
+    #expect(all.take(since: 10).count == 4)
+    #expect(strays.take(since: 11) == [], "they may have come right after the first visit")
+  }
 }
