@@ -7,21 +7,25 @@ import Testing
   /// The kernel tells of a refusal first, and the beats that came before it lie behind.
   @Test func leaving_isHeardBehindARefusal() throws {
     let (mine, theirs) = try channels()
-    let (listening, calling) = try beatPaths()
     let peer = PeerWatch(role: .secondary)
-    peer.begin(mine, calling)
-    try tellLeaving(listening, theirs, to: calling)
-    // Nobody is there any more.
-    calling.send(.init(term: 1, hasLeft: false))
+    let path = try pathOfAPeerThatLeft { path in
+      peer.begin(mine, path)
+      return theirs
+    }
+    #expect(path.send(.init(term: 1, hasLeft: false)), "the first one to nobody, which is answered by a refusal")
+    #expect(!path.send(.init(term: 1, hasLeft: false)))
+    path.send(.init(term: 1, hasLeft: false))
     peer.takeIn()
     #expect(peer.hasLeft)
   }
 
-  /// It calls, and the other side answers and is gone.
-  private func tellLeaving(_ listening: consuming BeatPath, _ channel: Channel, to calling: BeatPath) throws {
-    listening.begin(channel)
+  /// A way to a peer that was called, said "left", and is gone.
+  private func pathOfAPeerThatLeft(begin: (BeatPath) -> Channel) throws -> BeatPath {
+    let (listening, calling) = try beatPaths()
+    listening.begin(begin(calling))
     calling.send(.init(term: 1, hasLeft: false))
     #expect(listening.receive() == .beat(.init(term: 1, hasLeft: false)))
     listening.send(.init(term: 1, hasLeft: true))
+    return calling
   }
 }
