@@ -132,7 +132,8 @@ final class PeerWatch: Sendable {
     state.withLock { $0.detector.ended(path: 0) }
     while true {
       takeIn()
-      let (hasLeft, isDead) = state.withLock { ($0.hasLeft, $0.isGivenUp || $0.detector.isDead(now: lx_monotonic_ns())) }
+      let now = lx_monotonic_ns()
+      let (hasLeft, isDead) = state.withLock { ($0.hasLeft, $0.isGivenUp || $0.detector.isDead(now: now)) }
       if hasLeft { return false }
       if isDead {
         state.withLock { if $0.loss.isEmpty { $0.loss = $0.detector.silences(now: lx_monotonic_ns()) } }

@@ -20,7 +20,8 @@ public struct Campaign {
     var failures: [String] = []
     var (played, kills, killsOfSeveral) = (0, 0, 0)
     defer {
-      print("\(played) rounds, \(kills) kills, \(killsOfSeveral) of them with several CPUs; \(failures.count) rounds failed")
+      let several = "\(killsOfSeveral) of them with several CPUs"
+      print("\(played) rounds, \(kills) kills, \(several); \(failures.count) rounds failed")
     }
     for number in 0..<UInt64(rounds) {
       var round = Round(seed: seed &+ number, modes: modes)
