@@ -201,7 +201,9 @@ final class PeerWatch: Sendable {
         if now - last > Self.absence { state.cameBack = now }
         let grace = [.syncing, .joining].contains(state.roles.role) ? Self.joiningGrace : 0
         // Who serves can do without a peer whose channel is stuck, and tell it so by a beat.
-        let isStuck = state.roles.mayEmit && state.detector.silence(path: 0, now: now) > Self.stuck + grace
+        // What has come and lies there is this host's to read, which has no CPU for it.
+        let isStuck =
+          state.roles.mayEmit && state.detector.silence(path: 0, now: now) > Self.stuck + grace && !channel.isUnread
         let isDead = state.detector.isDead(now: now, grace: grace)
         if isStuck || isDead, state.loss.isEmpty { state.loss = state.detector.silences(now: now) }
         state.isGivenUp = state.isGivenUp || isDead
@@ -210,10 +212,10 @@ final class PeerWatch: Sendable {
       if over { return isDead() }
       warn(now)
       if beats.send(.init(term: term, hasLeft: false)) == false { state.withLock { $0.detector.ended(path: 1) } }
-      // Another thread's work: whatever else waits there to be sent must not keep this one from its beat.
       let time = serves ? now : heard.load(ordering: .relaxed)
       if (try? channel.post(.heartbeat(term: term, time: time))) == nil { channel.close() }
-      channel.wakeSender()
+      // Behind the beat, and not left to the sending thread, which a busy host may keep waiting for longer than a peer does.
+      channel.flush()
       onBeat()
       last = now
       listen(until: now + Self.heartbeat)

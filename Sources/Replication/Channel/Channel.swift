@@ -309,6 +309,9 @@ public final class Channel: Sendable {
   /// Whether a message can be received without waiting, as far as is known.
   public var hasReceived: Bool { reader.withLock { !$0.messages.isEmpty } }
 
+  /// Whether bytes, or the end, wait to be received.
+  public var isUnread: Bool { HostWait.readable(descriptor, timeout: 0) }
+
   /// Waits for a record, verifies it and finds its messages' limits.
   private func nextRecord(_ reader: inout Reader, _ deadline: UInt64?) throws(ChannelError) {
     try fill(&reader, 4, deadline)
