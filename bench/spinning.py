@@ -26,13 +26,11 @@ def ram(process):
 
 
 class Spinning(threading.Thread):
-    """Watches until told to end. `console` is what the guest that serves has said: its twin has its counts in the same place."""
+    """Watches until told to end. `found` is what the guest that serves has said (`RESULTS`): its twin has its counts in the same
+    place."""
 
-    def __init__(self, process, console):
+    def __init__(self, process, found):
         super().__init__(daemon=True)
-        found = RESULTS.search(console)
-        if not found:
-            raise GuestFailed("the guest does not say where its counts are")
         at, self.stride, self.cpus, self.khz = map(int, found.groups())
         start, checkpoint = ram(process)
         self.places = [(open(f"/proc/{process.pid}/mem", "rb", buffering=0), start + at)]

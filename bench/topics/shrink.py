@@ -9,7 +9,7 @@ import network
 from machine import GuestFailed
 from measure import Row, median
 from pair import Pair, cpu_seconds, lab, settle
-from spinning import Spinning
+from spinning import RESULTS, Spinning
 from topics import linux
 
 NAME = "shrink"
@@ -37,8 +37,7 @@ def measure(options, space, level, seconds):
         pair.wait_until_protected()
         settle(1)
         secondary = (pair.secondary or pair.primary).process
-        pair.primary.tail()  # reads what it has said
-        spinning = Spinning(secondary, pair.primary.text)
+        spinning = Spinning(secondary, pair.primary.wait_for(RESULTS, 10))
         before = cpu_seconds(secondary)
         load = json.loads(pair.client([f"{options.programs}/kv_load", network.GUEST, "6379", "8", "1", "95", str(seconds), "0"],
                                       seconds * 3 + 20))
