@@ -19,8 +19,8 @@ SECTIONS = {module.NAME: module for module in (store, shrink, load, takeover, se
 
 EXAMPLES = """
 examples:
-  bench/report                            everything, three quarters of an hour: .build/report/report.html and report.json
-  bench/report --quick                    fewer and shorter runs, a quarter of an hour
+  bench/report                            everything, about an hour: .build/report/report.html and report.json
+  bench/report --quick                    fewer and shorter runs, a third of an hour
   bench/report --only store failover      two sections; the others stay as --out has them already
   bench/report --from .build/report/report.json --plot docs/images/report-main.svg
                                           draws again what was measured, and the first plot as a file of its own

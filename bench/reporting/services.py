@@ -6,7 +6,7 @@ import sys
 
 import network
 from machine import GuestFailed
-from measure import Row, Unavailable
+from measure import Row, Unavailable, median
 from reporting import modes, svg
 from topics import linux, linux_pair
 
@@ -88,12 +88,13 @@ def figures(data):
             if not parts:
                 rows.append(Row(name, None, "", f"failed in {mode}"))
                 continue
-            ours, base, scale, unit = data[mode][0][what], data["none"][0][what], 1, "/s"
+            ours, base = (median(each[what] for each in data[side]) for side in (mode, "none"))
+            scale, unit = 1, "/s"
             if what in BYTES_A_SECOND:
                 scale, unit = 1e-6, " MB/s"
             parts.sort()
             ways = data[mode][0][f"{what}_frames"]
-            rows.append(Row(name, parts[len(parts) // 2], "×",
+            rows.append(Row(name, median(parts), "×",
                             f"{label}: {ours * scale:.3g}{unit}; none {base * scale:.3g}{unit}; {parts[0]:.2f} to "
                             f"{parts[-1]:.2f}; frames early {ways['early']}, equal {ways['equal']}, with a checkpoint "
                             f"{ways['checkpointed']}", len(parts)))
