@@ -214,8 +214,9 @@ final class PeerWatch: Sendable {
       if beats.send(.init(term: term, hasLeft: false)) == false { state.withLock { $0.detector.ended(path: 1) } }
       let time = serves ? now : heard.load(ordering: .relaxed)
       if (try? channel.post(.heartbeat(term: term, time: time))) == nil { channel.close() }
-      // Behind the beat, and not left to the sending thread, which a busy host may keep waiting for longer than a peer does.
-      channel.flush()
+      // Behind the beat, and not left to the sending thread, which a busy host may keep waiting for longer than a peer does. No more
+      // than a record: this thread is before all others.
+      channel.flush(atMost: 1)
       onBeat()
       last = now
       listen(until: now + Self.heartbeat)

@@ -37,7 +37,7 @@ struct ClaimTests {
       while !isOver.value, (try? mine.send(.heartbeat(term: 1, time: 0))) != nil {
         while case .beat = listening.receive() {}
         listening.send(.init(term: 1, hasLeft: false))
-        usleep(10_000)
+        HostThread.waitReadable(listening.descriptor, timeoutMilliseconds: 10)
       }
     }
     var newest: UInt64 = 0

@@ -259,4 +259,23 @@ import Testing
     }
     #expect(failure == .sendQueueFull)
   }
+
+  /// A thread before all others sends a record, not all that others queue meanwhile.
+  @Test func flushOfOneRecord_leavesTheRestToTheSendingThread() throws {
+    let (a, b) = connect()
+    let (one, two) = (try #require(a), try #require(b))
+    for number in 1...3 as ClosedRange<UInt64> {
+      try one.post(.input(card: 0, number: number, frame: [UInt8](repeating: 0, count: 40 << 10)))
+    }
+    let next = { (milliseconds: UInt64) throws -> UInt64? in
+      guard case .input(_, let number, _) = try two.receive(within: milliseconds) else { return nil }
+      return number
+    }
+    one.flush(atMost: 1)
+    #expect(try next(1000) == 1)
+    #expect(throws: ChannelError.timedOut) { try next(20) }
+    sendQueued(one)
+    #expect(try [next(1000), next(1000)] == [2, 3])
+    one.close()
+  }
 }

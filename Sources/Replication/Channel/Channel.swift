@@ -132,8 +132,9 @@ public final class Channel: Sendable {
   public func wakeSender() { lx_eventfd_signal(wake) }
 
   /// Sends what is urgent, as far as the socket takes it; the sending thread does the rest.
-  public func flush() {
-    if wire.withLockIfAvailable({ transmit(&$0, bulk: false) }) != true { lx_eventfd_signal(wake) }
+  /// - Parameter records: how many at the most: others may queue as fast as this thread sends.
+  public func flush(atMost records: Int = .max) {
+    if wire.withLockIfAvailable({ transmit(&$0, bulk: false, atMost: records) }) != true { lx_eventfd_signal(wake) }
   }
 
   /// Queues a message behind everything urgent, and waits while much bulk is queued. In order among its like.
@@ -246,8 +247,9 @@ public final class Channel: Sendable {
     }
   }
 
-  /// Sends records until nothing waits (true) or the socket has no room (false).
-  private func transmit(_ wire: inout Wire, bulk: Bool) -> Bool {
+  /// Sends what is left of a record, and so many more, until nothing waits (true), or the socket has no room or more waits (false).
+  private func transmit(_ wire: inout Wire, bulk: Bool, atMost records: Int = .max) -> Bool {
+    var left = records
     while true {
       while wire.sent < wire.record.count {
         let result = unsafe wire.record.withUnsafeBytes { buffer in
@@ -268,6 +270,8 @@ public final class Channel: Sendable {
       }
       guard wire.failure == nil else { return true }
       urgentSent.store(wire.urgent, ordering: .releasing)
+      if left == 0 { return queue.withLock { $0.urgent.isEmpty } }
+      left -= 1
       let next = queue.withLock { queue in queue.isClosed ? nil : queue.take(bulk: bulk) }
       guard let (record, urgent) = next else { return true }
       lx_eventfd_signal(room)
