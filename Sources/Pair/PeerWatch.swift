@@ -29,7 +29,7 @@ final class PeerWatch: Sendable {
 
   private struct State {
     var roles: RoleMachine
-    var detector = FailureDetector(paths: 2, interval: PeerWatch.heartbeat, shortest: PeerWatch.shortest, now: 0)
+    var detector = FailureDetector(paths: 2, shortest: PeerWatch.shortest, now: 0)
     var isLost = false
     /// The detector has found it dead, whatever comes of it afterwards.
     var isGivenUp = false
@@ -108,8 +108,7 @@ final class PeerWatch: Sendable {
       state.cameBack = nil
       state.hasLeft = false
       state.loss = ""
-      state.detector = FailureDetector(
-        paths: 2, interval: Self.heartbeat, shortest: Self.shortest, now: lx_monotonic_ns())
+      state.detector = FailureDetector(paths: 2, shortest: Self.shortest, now: lx_monotonic_ns())
     }
   }
 

@@ -29,9 +29,9 @@ extension Integration {
       return guest
     }
 
-    private func primary(_ more: String...) throws -> Guest {
+    private func primary(services: String = "memcached,nginx", _ more: String...) throws -> Guest {
       let arguments = try Linux.arguments(
-        space, disk: folder.path("first.img"), cpus: 2, more: "minivmm.services=memcached,nginx")
+        space, disk: folder.path("first.img"), cpus: 2, more: "minivmm.services=\(services)")
       return try Guest(
         ["primary"] + arguments.dropFirst() + [
           "--replicate", "127.0.0.1:7000", "--key", folder.path("key"), "--mode", "colo++", "--control",
@@ -146,6 +146,42 @@ extension Integration {
       first.signal(SIGKILL)
       for _ in 0..<5 { #expect(try client.exchange("get k\r\n", expecting: hit("k", "x"), timeout: 20_000)) }
       #expect(second.count(of: "pair: now alone") == 1)
+    }
+
+    /// What the kernel says of the time that a vCPU's thread ran, by its name.
+    private func runs(_ guest: Guest) throws -> [String: String] {
+      let tasks = "/proc/\(guest.identifier)/task"
+      var runs: [String: String] = [:]
+      for task in try FileManager.default.contentsOfDirectory(atPath: tasks) {
+        func text(_ file: String) throws -> String {
+          try String(contentsOfFile: "\(tasks)/\(task)/\(file)", encoding: .utf8)
+        }
+        let name = try text("comm")
+        if name.hasPrefix("vcpu") { runs[String(name.dropLast())] = try text("schedstat") }
+      }
+      return runs
+    }
+
+    /// A frozen CPU has nothing to run and no tick, though there is work for all: its thread sleeps, but for timers that were pending
+    /// there when it was frozen.
+    @Test func frozenCPU_sleeps() throws {
+      let second = try secondary()
+      let first = try primary(services: "locks", "--epoch-max", "10s")
+      try first.wait(for: "minivmm: services started", timeout: 120)
+      try second.wait(for: "pair: now secondary", timeout: 60)
+      #expect(waitUntil(seconds: 20) { activeCPUs("second") == 1 })
+      var windows = (quiet: 0, all: 0)
+      var before = try runs(second)
+      while windows.all < 10 {
+        usleep(500_000)
+        let after = try runs(second)
+        #expect(before["vcpu0"] != after["vcpu0"], "it has all the work")
+        windows.all += 1
+        if before["vcpu1"] != nil, before["vcpu1"] == after["vcpu1"] { windows.quiet += 1 }
+        before = after
+      }
+      #expect(windows.quiet * 2 >= windows.all, "\(windows)")
+      withExtendedLifetime(first) {}
     }
   }
 }

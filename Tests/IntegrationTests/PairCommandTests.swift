@@ -204,6 +204,22 @@ extension Integration {
       #expect(lines.last?.contains("period") == true, "\(outcome.output)")
     }
 
+    /// On a terminal each look is drawn over the one before.
+    @Test func watch_onATerminal_isDrawnAnew() throws {
+      let guest = try pair()
+      try inStep(guest)
+      let command = "'\(Environment.minivmm)' watch --control '\(first)' --count 2"
+      let outcome = try run("script", ["-qec", command, "/dev/null"], timeout: 20)
+      let looks = outcome.output.components(separatedBy: "\u{1b}[H").dropFirst()
+      #expect(outcome.status == 0 && looks.count == 2, "\(outcome.output)")
+      for look in looks {
+        #expect(look.hasSuffix("\u{1b}[J"), "\(look)")
+        #expect(look.contains("primary, colo") && look.contains("each second: checkpoints"), "\(look)")
+        #expect(look.components(separatedBy: "\r\n").dropLast().allSatisfy { $0.hasSuffix("\u{1b}[K") }, "\(look)")
+      }
+      #expect(looks.last?.contains("period") == true, "\(outcome.output)")
+    }
+
     // MARK: Requests
 
     @Test func checkpoint_isTakenOnDemand_andRefusedWithoutASecondary() throws {
@@ -287,6 +303,20 @@ extension Integration {
       #expect(try guest.waitForExit() == 0)
       #expect(try other.waitForExit() == 0)
       #expect(other.console.contains("the guest has ended") && !other.console.contains("takingOver"))
+    }
+
+    @Test func stop_ofTheSecondary_leavesThePrimaryAlone() throws {
+      let other = try secondary()
+      let guest = try primary(tap: "tap0", ["--control", first])
+      try guest.wait(for: "pair: now primary", timeout: 30)
+      try other.wait(for: "pair: now secondary", timeout: 30)
+      let client = try space.connect(port: 6379)
+      try count(on: client, 1...60, moment: 30) { try #require(try ask("stop", second).status == 0) }
+      #expect(try other.waitForExit() == 0)
+      #expect(!other.console.contains("takingOver"))
+      try guest.wait(for: "pair: now alone", timeout: 10)
+      try count(on: client, 61...80)
+      #expect(guest.isRunning)
     }
 
     // MARK: Joining

@@ -4,11 +4,13 @@ import Testing
 @Suite("Failure detector") struct FailureDetectorTests {
   private static let millisecond: UInt64 = 1_000_000
 
-  private func regular(gap: UInt64, jitter: [UInt64] = [0]) -> (FailureDetector, UInt64) {
-    var detector = FailureDetector(paths: 2, interval: gap, now: 0)
+  /// A peer that is heard for a minute, every `gap`, and twice in it only after `widest`; in nanoseconds.
+  private func regular(gap: UInt64, widest: UInt64? = nil) -> (FailureDetector, UInt64) {
+    var detector = FailureDetector(paths: 2, now: 0)
     var now: UInt64 = 0
-    for turn in 0..<1000 {
-      now += gap + jitter[turn % jitter.count]
+    let turns = 2 * FailureDetector.window / gap
+    for turn in 0..<turns + 4 {
+      now += turn % (turns / 2) == turns / 4 ? widest ?? gap : gap
       detector.arrived(path: 0, now: now)
       detector.arrived(path: 1, now: now)
     }
@@ -17,14 +19,35 @@ import Testing
 
   @Test func steadyPeer_isDeadAfterTheShortestTime() {
     let (detector, now) = regular(gap: 10 * Self.millisecond)
-    #expect(!detector.isDead(now: now + 40 * Self.millisecond))
-    #expect(detector.isDead(now: now + 41 * Self.millisecond))
+    #expect(!detector.isDead(now: now + 60 * Self.millisecond))
+    #expect(detector.isDead(now: now + 61 * Self.millisecond))
   }
 
-  @Test func jitteryPeer_isGivenLonger_butNeverMoreThanTheLongest() {
-    let (detector, now) = regular(gap: 10 * Self.millisecond, jitter: [0, 0, 9, 0, 12].map { $0 * Self.millisecond })
-    #expect(!detector.isDead(now: now + 45 * Self.millisecond))
+  /// A host that takes a CPU away for tens of milliseconds, and seldom: the peer that lives must not be replaced.
+  @Test func wideGap_isRemembered_thoughManyNarrowOnesCameSince() {
+    let (detector, now) = regular(gap: 10 * Self.millisecond, widest: 30 * Self.millisecond)
+    #expect(!detector.isDead(now: now + 90 * Self.millisecond))
+    #expect(detector.isDead(now: now + 91 * Self.millisecond))
+  }
+
+  @Test func wideGap_isForgottenAfterTwoWindows() {
+    var (detector, now) = regular(gap: 10 * Self.millisecond, widest: 90 * Self.millisecond)
+    #expect(!detector.isDead(now: now + 100 * Self.millisecond))
     #expect(detector.isDead(now: now + 101 * Self.millisecond))
+    for _ in 0..<2 * FailureDetector.window / (10 * Self.millisecond) + 4 {
+      now += 10 * Self.millisecond
+      detector.arrived(path: 0, now: now)
+      detector.arrived(path: 1, now: now)
+    }
+    #expect(detector.isDead(now: now + 61 * Self.millisecond))
+  }
+
+  /// Nothing is known of its jitter yet.
+  @Test func newPeer_isGivenTheLongest() {
+    var detector = FailureDetector(paths: 1, now: 0)
+    for beat in 1...10 as ClosedRange<UInt64> { detector.arrived(path: 0, now: beat * 10 * Self.millisecond) }
+    #expect(!detector.isDead(now: 200 * Self.millisecond))
+    #expect(detector.isDead(now: 201 * Self.millisecond))
   }
 
   @Test func onePathAlive_isAlive() {
@@ -49,7 +72,7 @@ import Testing
 
   /// A refusal can be anybody's: what comes afterwards counts. And what has never come is known as such.
   @Test func endedPath_livesAgainWithTheNextSign() {
-    var detector = FailureDetector(paths: 2, interval: 10 * Self.millisecond, now: 0)
+    var detector = FailureDetector(paths: 2, now: 0)
     #expect(!detector.isHeard(path: 0) && !detector.isHeard(path: 1))
     detector.ended(path: 1)
     detector.arrived(path: 1, now: 10 * Self.millisecond)
@@ -61,7 +84,7 @@ import Testing
   }
 
   @Test func unknownPath_andTimeGoingBack_areHarmless() {
-    var detector = FailureDetector(paths: 1, interval: Self.millisecond, now: 50 * Self.millisecond)
+    var detector = FailureDetector(paths: 1, now: 50 * Self.millisecond)
     detector.arrived(path: 7, now: 60 * Self.millisecond)
     detector.arrived(path: 0, now: 10 * Self.millisecond)
     #expect(!detector.isDead(now: 51 * Self.millisecond))

@@ -1,7 +1,7 @@
 """The lab guest's store over TCP, 50 connections, by read share and mode."""
 
 import network
-from measure import Row, median
+from measure import Row, median, quietly
 from pair import Pair, lab
 from reporting import modes, svg
 from topics import kv
@@ -11,7 +11,8 @@ TITLE = "The store over TCP"
 SHARES = (100, 95, 80, 50)
 TEXT = """The lab guest's store, 50 connections, one request each, values of 64 bytes. At saturation each connection asks again
 as soon as it has its reply; at half load, requests come at half the rate that mode <i>none</i> had in the same round, and a
-request's latency counts from when it was due. <i>none</i> is a pair that holds nothing back."""
+request's latency counts from when it was due. <i>none</i> is a pair that holds nothing back. Where this machine's own host took
+more than 1 % of its CPU time away, it was measured again, up to twice, and the quietest counts."""
 
 
 def measure(options, tell):
@@ -25,9 +26,9 @@ def measure(options, tell):
                     with Pair(options, space, mode, lab(options, "service=kv")) as pair:
                         pair.wait_until_protected()
                         mine = results[str(reads)]
-                        mine[mode]["full"].append(kv.load(options, pair, 1, seconds, reads=reads))
+                        mine[mode]["full"].append(quietly(lambda: kv.load(options, pair, 1, seconds, reads=reads)))
                         rate = mine["none"]["full"][-1]["per_second"] / 2
-                        half = kv.load(options, pair, 1, seconds, rate, reads)
+                        half = quietly(lambda: kv.load(options, pair, 1, seconds, rate, reads))
                         mine[mode]["half"].append({**half, "rate": rate})
     return results
 

@@ -3,7 +3,7 @@
 import json
 
 import network
-from measure import Row, median
+from measure import Row, median, quietly
 from pair import Pair, lab
 
 NAME = "kv"
@@ -32,10 +32,10 @@ def run(options):
                 with Pair(options, space, mode.split()[0], lab(options, "service=kv"),
                           period="1s" if mode == LONGER else "100ms") as pair:
                     pair.wait_until_protected()
-                    full[mode].append(load(options, pair, 1, seconds))
-                    piped[mode].append(load(options, pair, 16, seconds))
+                    full[mode].append(quietly(lambda: load(options, pair, 1, seconds)))
+                    piped[mode].append(quietly(lambda: load(options, pair, 16, seconds)))
                     rate = full["none"][-1]["per_second"] / 2
-                    half[mode].append({**load(options, pair, 1, seconds, rate), "rate": rate})
+                    half[mode].append({**quietly(lambda: load(options, pair, 1, seconds, rate)), "rate": rate})
     runs = len(full["none"])
 
     def ratio(results, mode, what, base="none"):

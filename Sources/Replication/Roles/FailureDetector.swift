@@ -1,42 +1,45 @@
 /// Tells whether the peer is dead, from what arrives on several paths. A value; times are nanoseconds of one monotonic
 /// clock, given by the caller.
 ///
-/// The peer is dead when every path has been silent for the time-out. That is as short as the measured gaps allow: their
-/// mean and six times their deviation (so that a jittery host is not declared dead), within ``shortest`` and ``longest``.
+/// The peer is dead when every path has been silent for the time-out. That is as short as the measured gaps allow: three times
+/// the longest of the last half minute or more, within ``shortest`` and ``longest``, and the longest until so much is known.
+/// (A mean and deviation, as for round-trip times, forget within a fifth of a second that a host takes a CPU away for tens of
+/// milliseconds now and then.)
 public struct FailureDetector: Sendable {
   /// One way on which signs of life arrive.
   private struct Path: Sendable {
     var last: UInt64
-    var mean: Double
-    var deviation = 0.0
+    /// Gaps in nanoseconds: the widest of the window that runs, and of the one before it.
+    var widest: UInt64 = 0
+    var widestBefore: UInt64?
+    /// When the window that runs began.
+    var window: UInt64
     var isHeard = false
     var hasEnded = false
   }
+
+  /// So long is measured before silence is judged by it, in nanoseconds.
+  public static let window: UInt64 = 30_000_000_000
 
   /// Time-outs in nanoseconds.
   public let shortest: UInt64
   public let longest: UInt64
   private var paths: [Path]
 
-  /// - Parameters:
-  ///   - interval: how often the peer sends on each path, in nanoseconds.
-  ///   - now: silence is counted from here on until something arrives.
-  public init(
-    paths: Int, interval: UInt64, shortest: UInt64 = 40_000_000, longest: UInt64 = 100_000_000, now: UInt64
-  ) {
+  /// - Parameter now: silence is counted from here on until something arrives.
+  public init(paths: Int, shortest: UInt64 = 60_000_000, longest: UInt64 = 100_000_000, now: UInt64) {
     self.shortest = min(shortest, longest)
     self.longest = longest
-    self.paths = [Path](repeating: Path(last: now, mean: Double(interval)), count: paths)
+    self.paths = [Path](repeating: Path(last: now, window: now), count: paths)
   }
 
   /// Something authentic came from the peer.
   public mutating func arrived(path: Int, now: UInt64) {
     guard paths.indices.contains(path) else { return }
-    let gap = Double(now &- min(paths[path].last, now))
-    let error = gap - paths[path].mean
-    // The estimator TCP uses for round-trip times (RFC 6298); a wider gap widens it four times faster than it narrows.
-    paths[path].mean += error / 8
-    paths[path].deviation += (abs(error) - paths[path].deviation) / (abs(error) > paths[path].deviation ? 4 : 16)
+    paths[path].widest = max(paths[path].widest, silence(path: path, now: now))
+    if now > paths[path].window + Self.window {
+      (paths[path].widestBefore, paths[path].widest, paths[path].window) = (paths[path].widest, 0, now)
+    }
     paths[path].last = max(paths[path].last, now)
     // What was taken for its end (a refusal that anybody can have sent) was none.
     (paths[path].isHeard, paths[path].hasEnded) = (true, false)
@@ -67,8 +70,8 @@ public struct FailureDetector: Sendable {
 
   /// Silence that a path may have, in nanoseconds.
   public func timeout(path: Int) -> UInt64 {
-    let estimate = paths[path].mean + 6 * paths[path].deviation
-    return min(max(UInt64(estimate), shortest), longest)
+    guard let before = paths[path].widestBefore else { return longest }
+    return min(max(3 * max(before, paths[path].widest), shortest), longest)
   }
 
   /// When the peer will be dead if nothing comes.
