@@ -84,6 +84,7 @@ let package = Package(
       name: "PairTests",
       dependencies: [
         "Pair", "Replication", "MiniVMM", "Devices", "GuestMemory", "StateCodec", "VirtioLayout", "CLinux",
+        "CTestSupport", "Harness",
       ],
       path: "Tests/PairTests", swiftSettings: settings),
     .testTarget(

@@ -33,6 +33,11 @@ void lx_thread_urgent(void) {
   struct sched_param parameters = {.sched_priority = 1};
   sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &parameters);
 }
+void lx_thread_prefer(void) {
+  errno = 0;
+  int nice = getpriority(PRIO_PROCESS, 0);
+  if (errno == 0) setpriority(PRIO_PROCESS, 0, nice - 9);
+}
 int lx_thread_join(pthread_t thread) { return -pthread_join(thread, NULL); }
 void lx_thread_limit_cpus(pthread_t thread, int count) {
   cpu_set_t all, some;

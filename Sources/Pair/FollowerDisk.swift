@@ -23,6 +23,10 @@ public final class FollowerDisk: ByteDisk {
   /// An unlinked file; block n of the disk at its place.
   private let overlay: CInt
   private let state = Mutex(State())
+  /// The file was written to and not made durable since.
+  private let unsynced = Atomic(false)
+  /// Why it could not be made durable: Linux tells of it once. An errno, or 0.
+  private let syncError = Atomic<CInt>(0)
   /// Bytes of the primary's changes that are kept at most.
   public let limit: Int
 
@@ -85,8 +89,16 @@ public final class FollowerDisk: ByteDisk {
     }
     return state.withLock { state in
       state.present.removeAll(keepingCapacity: true)
-      return max(0, -lx_ftruncate(overlay, 0))
+      return max(syncError.load(ordering: .acquiring), -lx_ftruncate(overlay, 0))
     }
+  }
+
+  var isUnsynced: Bool { unsynced.load(ordering: .relaxed) }
+
+  /// Makes durable what was loaded; while the guest runs. The next load or the takeover says when it could not be done.
+  func sync() {
+    guard unsynced.exchange(false, ordering: .acquiringAndReleasing) else { return }
+    if case .failed(let error) = file.flush() { syncError.store(error, ordering: .releasing) }
   }
 
   /// Makes the overlay part of the file and everything durable; forgets the unfinished epoch. From then on the guest works
@@ -110,16 +122,15 @@ public final class FollowerDisk: ByteDisk {
       state.changes = []
       state.weight = 0
       _ = lx_ftruncate(overlay, 0)
-      guard case .failed(let error) = file.flush() else {
-        state.serves = true
-        return 0
-      }
-      return error
+      if case .failed(let error) = file.flush() { return error }
+      state.serves = syncError.load(ordering: .acquiring) == 0
+      return syncError.load(ordering: .acquiring)
     }
   }
 
   private func apply(_ change: DiskChange) -> CInt {
     if FaultPoints.failsDiskWrite { return ENOSPC }
+    unsynced.store(true, ordering: .releasing)
     let outcome: DiskOutcome =
       switch change.kind {
       case .write(let bytes):

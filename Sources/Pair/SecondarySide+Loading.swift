@@ -10,7 +10,7 @@ internal import Synchronization
 extension SecondarySide {
   // MARK: Loading thread
 
-  func load(_ parts: Parts, _ queue: CheckpointQueue, _ channel: Channel) {
+  func load(_ parts: Parts, _ queue: CheckpointQueue, _ channel: Channel, _ sync: DiskSync) {
     var dirty = PageSet(count: parts.machine.memory.pageCount)
     while true {
       let checkpoints = queue.take()
@@ -18,6 +18,7 @@ extension SecondarySide {
       let start = lx_monotonic_ns()
       do {
         try load(parts, checkpoints, last, &dirty)
+        sync.loaded()
         let time = lx_monotonic_ns() - start
         meter.loaded(last.epoch, nanoseconds: time)
         meter.rolledBack(pages: dirty.population)
@@ -67,7 +68,12 @@ extension SecondarySide {
     let changes = shrinker.withLock { $0.epochEnded(wait: checkpoints.map(\.wait).max() ?? 0, of: machine.cpus) }
     let shrink = Shrink(level: shrink.level, target: shrinker.withLock { $0.active })
     if shrink.level == .guest { shrink.apply(machine, parts.registers) }
-    if first { try machine.start() } else { machine.resume() }
+    if first {
+      try machine.start()
+      lx_thread_prefer()
+    } else {
+      machine.resume()
+    }
     if shrink.level == .host, first || changes { shrink.apply(machine, parts.registers) }
     parts.backend?.signal()
   }

@@ -212,8 +212,12 @@ public final class SecondarySide: PairTraffic {
   private func receive(_ channel: Channel, _ queue: CheckpointQueue, _ made: Parts) throws {
     FaultPoints.pass(.joining)
     let pageCount = made.machine.memory.pageCount
-    let thread = try HostThread.start(name: "pair-load") { [self] in load(made, queue, channel) }
+    let sync = try DiskSync(made.disks)
+    defer { sync.end() }
+    let thread = try HostThread.start(name: "pair-load") { [self] in load(made, queue, channel, sync) }
     loader.withLock { $0 = thread }
+    // Its guest's CPUs must not keep this side from what it owes. Threads that were started before are not preferred.
+    if mode.compares { lx_thread_prefer() }
     var stage = queue.stage()
     var received: UInt64 = 0
     var lastGiven: UInt64 = 0

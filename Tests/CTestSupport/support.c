@@ -19,6 +19,7 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 int ts_new_network(void) { return unshare(CLONE_NEWNET) < 0 ? -errno : 0; }
@@ -100,3 +101,14 @@ int ts_mount_tmpfs(const char *path, uint64_t bytes) {
   return mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, options) < 0 ? -errno : 0;
 }
 int ts_unmount(const char *path) { return umount2(path, MNT_DETACH) < 0 ? -errno : 0; }
+
+int64_t ts_unwritten_pages(const char *path) {
+    struct { uint64_t offset, length; } range = {0, 0};
+    struct { uint64_t cached, dirty, writeback, evicted, recently_evicted; } pages = {0};
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return -errno;
+    long result = syscall(451, file, &range, &pages, 0);
+    int error = errno;
+    close(file);
+    return result < 0 ? -error : (int64_t)(pages.dirty + pages.writeback);
+}

@@ -1,7 +1,9 @@
 import CLinux
+import CTestSupport
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import Replication
 import Synchronization
 import Testing
@@ -99,6 +101,23 @@ private final class DiskPair {
 }
 
 @Suite("A pair's disks") struct DiskTests {
+  /// What a checkpoint brought is on the disk soon, and not only after a takeover.
+  @Test(.enabled(if: unwrittenPages("/etc/passwd") >= 0, "cachestat needs Linux 6.5")) func load_isMadeDurableBehindIt()
+    throws
+  {
+    let pair = try DiskPair(contents: [UInt8](repeating: 1, count: DiskPair.size))
+    let sync = try DiskSync([pair.follower])
+    defer { sync.end() }
+    for epoch in 1...3 as ClosedRange<UInt64> {
+      pair.write(pair.mirrored, [UInt8](repeating: UInt8(epoch), count: 1 << 16), at: 0)
+      pair.ship(epoch: epoch)
+      #expect(pair.follower.load(epoch: epoch) == 0)
+      #expect(pair.follower.isUnsynced && unwrittenPages(pair.paths[1]) > 0)
+      sync.loaded()
+      #expect(waitUntil { unwrittenPages(pair.paths[1]) == 0 })
+    }
+  }
+
   /// Random work of both guests over epochs, and a takeover at a random point: the survivor's file is its guest's view, and
   /// every load is the primary's file at the cut.
   @Test(arguments: [1, 2, 3, 4, 5, 6] as [UInt64]) func random_epochsAndTakeover(seed: UInt64) throws {
@@ -283,6 +302,8 @@ final class Shared: Sendable {
     set { state.withLock { $0 = newValue } }
   }
 }
+
+private func unwrittenPages(_ path: String) -> Int64 { unsafe ts_unwritten_pages(path) }
 
 /// A disk of one hole, what it tells, and its file, which is the caller's to remove.
 private func sparseDisk(_ size: Int) throws -> (MirroredDisk, DiskPair.Changes, String) {

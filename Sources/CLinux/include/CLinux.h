@@ -140,6 +140,9 @@ int lx_thread_start(pthread_t *thread, void *(*body)(void *), void *context);
 /// the kernel keeps busy real-time threads from running now and then. Threads that it starts are ordinary. Where that is
 /// not allowed, nothing happens.
 void lx_thread_urgent(void);
+/// Puts the calling thread before its process's others, by nine steps of nice; threads that it starts from now on as well. Where
+/// that is not allowed, nothing happens.
+void lx_thread_prefer(void);
 int lx_thread_join(pthread_t thread);
 /// Lets a thread run on the first `count` of the CPUs that the main thread may use; 0 for all of them.
 void lx_thread_limit_cpus(pthread_t thread, int count);

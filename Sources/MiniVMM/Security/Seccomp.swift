@@ -87,8 +87,8 @@ public struct SeccompFilters: Sendable {
         "preadv2", "pwritev2", "pread64", "pwrite64", "lseek", "fstat", "newfstatat", "ftruncate", "fdatasync",
         "fallocate", "memfd_create", "fcntl", "openat", "socket", "connect", "bind", "getsockname", "getpeername",
         "setsockopt", "accept4", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "shutdown", "clone", "clone3",
-        "sched_setscheduler", "sched_getaffinity", "sched_setaffinity", "clock_nanosleep", "seccomp", "uname", "getuid",
-        "geteuid",
+        "sched_setscheduler", "sched_getaffinity", "sched_setaffinity", "getpriority", "setpriority", "clock_nanosleep",
+        "seccomp", "uname", "getuid", "geteuid",
       ]
     case .control:
       common + [

@@ -16,4 +16,6 @@ int ts_packet_socket(const char *name);
 int ts_limit_file_size(uint64_t bytes);
 int ts_mount_tmpfs(const char *path, uint64_t bytes);
 int ts_unmount(const char *path);
+/// Pages of a file that are not on its disk yet (cachestat, Linux 6.5).
+int64_t ts_unwritten_pages(const char *path);
 static inline void ts_full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
