@@ -9,6 +9,11 @@ enum CPUID {
   /// when it is saved, so that KVM wakes them all whenever it is loaded; Linux then walks a table of 256 locks, each time.
   private static let asyncPageFaults: UInt32 = 1 << 4 | 1 << 10 | 1 << 14
 
+  /// KVM_FEATURE_PV_UNHALT, _PV_SEND_IPI, _PV_SCHED_YIELD: what Linux does by hypercall. A KVM that interprets the guest's kernel
+  /// replaces the VMCALL by itself and interprets it again, for ever: a guest with three CPUs or more, which sends one interrupt to
+  /// several, hung in __send_ipi_mask.
+  private static let hypercalls: UInt32 = 1 << 7 | 1 << 11 | 1 << 13
+
   /// The table for vCPU `index` of `cpus`.
   static func table(
     supported: [kvm_cpuid_entry2], index: Int, cpus: Int, tscDeadline: Bool, tscKHz: UInt32
@@ -36,7 +41,7 @@ enum CPUID {
         guard table[position].eax & 0x1f != 0 else { break }
         table[position].eax = table[position].eax & 0x3fff | UInt32(cpus - 1) << 26
       case 0x4000_0000: table[position].eax = max(table[position].eax, 0x4000_0010)
-      case 0x4000_0001: table[position].eax &= ~asyncPageFaults
+      case 0x4000_0001: table[position].eax &= ~(asyncPageFaults | hypercalls)
       case 0x8000_0008:
         // AMD APM vol. 3: ECX[7:0] cores less one, ECX[15:12] bits of the APIC id that number them.
         table[position].ecx = table[position].ecx & 0xffff_0f00 | UInt32(cpus - 1) | coreBits << 12
