@@ -10,8 +10,8 @@ enum CPUID {
   private static let asyncPageFaults: UInt32 = 1 << 4 | 1 << 10 | 1 << 14
 
   /// KVM_FEATURE_PV_UNHALT, _PV_SEND_IPI, _PV_SCHED_YIELD: what Linux does by hypercall. A KVM that interprets the guest's kernel
-  /// replaces the VMCALL by itself and interprets it again, for ever: a guest with three CPUs or more, which sends one interrupt to
-  /// several, hung in __send_ipi_mask.
+  /// replaces the VMCALL by itself and interprets it again, for ever: a Linux guest with four CPUs, which sent one interrupt to
+  /// several of them, hung in __send_ipi_mask. The other two use hypercalls as well.
   private static let hypercalls: UInt32 = 1 << 7 | 1 << 11 | 1 << 13
 
   /// The table for vCPU `index` of `cpus`.
