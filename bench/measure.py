@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 median = statistics.median
-MOST_TAKEN = 0.01
+MOST_TAKEN = 0.003
 
 
 @dataclass
@@ -76,7 +76,7 @@ def taken():
 
 
 def quietly(measurement, tries=3):
-    """Measures again while more than 1 % of the machine's CPU time is taken by its host, at most so often: a load at a fixed rate
+    """Measures again while more than 0.3 % of the machine's CPU time is taken by its host, at most so often: a load at a fixed rate
     then shows how long the CPUs were away. The quietest result, with `taken`, the share that was."""
     results = []
     while len(results) < tries:

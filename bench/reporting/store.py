@@ -12,7 +12,7 @@ SHARES = (100, 95, 80, 50)
 TEXT = """The lab guest's store, 50 connections, one request each, values of 64 bytes. At saturation each connection asks again
 as soon as it has its reply; at half load, requests come at half the rate that mode <i>none</i> had in the same round, and a
 request's latency counts from when it was due. <i>none</i> is a pair that holds nothing back. Where this machine's own host took
-more than 1 % of its CPU time away, it was measured again, up to twice, and the quietest counts."""
+more than 0.3 % of its CPU time away, it was measured again, up to twice, and the quietest counts."""
 
 
 def measure(options, tell):
