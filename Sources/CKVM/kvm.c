@@ -1,5 +1,7 @@
 #include "CKVM.h"
 
+#include <cpuid.h>
+
 _Static_assert(sizeof(struct kvm_dirty_gfn) == 16, "entries of the dirty ring");
 
 const char *ckvm_request_name(enum KVMRequest request) {
@@ -20,4 +22,10 @@ const char *ckvm_request_name(enum KVMRequest request) {
     default: return "ioctl on /dev/kvm";
   }
 #undef NAME
+}
+
+int ckvm_has_virtualization(void) {
+  unsigned eax, ebx, ecx, edx;
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx & 1 << 5) return 1;
+  return __get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx) && ecx & 1 << 2;
 }

@@ -106,6 +106,24 @@ extension MachineTests {
       moreRAM.stop()
     }
 
+    /// What a guest was offered it may use: also of KVM's own features, such as interrupts by hypercall.
+    @Test func restore_refusesAGuestThatWasOfferedMore() throws {
+      let first = try makeMachine(Code.spin)
+      try first.start()
+      first.pause()
+      let shape = MachineState.Shape(cpus: 1, memorySize: first.memory.size, devices: ["i8042", "rtc"])
+      var saved = try MachineState.decode(try first.save(), for: shape, xsaveSize: first.xsaveSize)
+      first.stop()
+      let entries = VirtualCPU.cpuidEntries(saved.vcpus[0].cpuid)
+      let index = try #require(entries.firstIndex { $0.function == 0x4000_0001 })
+      // Bit 30 of EAX, which no KVM has.
+      saved.vcpus[0].cpuid[index * VCPUState.cpuidEntrySize + 15] |= 0x40
+      let second = try makeMachine([], load: false)
+      let missing = MachineError.missingCPUFeatures(leaf: 0x4000_0001, register: "EAX", bits: 1 << 30)
+      #expect(throws: missing) { try second.check(saved.encode()) }
+      #expect(throws: missing) { try second.restore(saved.encode()) }
+    }
+
     @Test func restore_refusesEveryTruncation() throws {
       let first = try makeMachine(Code.spin)
       try first.start()

@@ -96,6 +96,9 @@ static inline int ckvm_run(int vcpu) {
   return ioctl(vcpu, KVM_RUN, 0UL) < 0 ? -errno : 0;
 }
 
+/// Whether the host's processor has VMX or SVM: CPUID leaf 1, ECX bit 5, or leaf 0x80000001, ECX bit 2.
+int ckvm_has_virtualization(void);
+
 // --- flags that are enum-shifted or _BITUL in the kernel's header
 static const uint32_t ckvm_ioeventfd_datamatch = KVM_IOEVENTFD_FLAG_DATAMATCH;
 static const uint32_t ckvm_ioeventfd_deassign = KVM_IOEVENTFD_FLAG_DEASSIGN;

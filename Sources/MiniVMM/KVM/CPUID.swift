@@ -12,11 +12,12 @@ enum CPUID {
   /// KVM_FEATURE_PV_UNHALT, _PV_SEND_IPI, _PV_SCHED_YIELD: what Linux does by hypercall. A KVM that interprets the guest's kernel
   /// replaces the VMCALL by itself and interprets it again, for ever: a Linux guest with four CPUs, which sent one interrupt to
   /// several of them, hung in __send_ipi_mask. The other two use hypercalls as well.
-  private static let hypercalls: UInt32 = 1 << 7 | 1 << 11 | 1 << 13
+  private static let hypercallFeatures: UInt32 = 1 << 7 | 1 << 11 | 1 << 13
 
   /// The table for vCPU `index` of `cpus`.
+  /// - Parameter hypercalls: whether they work: where KVM has a processor's VMX or SVM under it.
   static func table(
-    supported: [kvm_cpuid_entry2], index: Int, cpus: Int, tscDeadline: Bool, tscKHz: UInt32
+    supported: [kvm_cpuid_entry2], index: Int, cpus: Int, tscDeadline: Bool, tscKHz: UInt32, hypercalls: Bool
   ) -> [kvm_cpuid_entry2] {
     // Replaced below: topology and frequency leaves of the host would lie.
     var table = supported.filter { ![0x0b, 0x1f, 0x15, 0x16, 0x4000_0010].contains($0.function) }
@@ -41,7 +42,7 @@ enum CPUID {
         guard table[position].eax & 0x1f != 0 else { break }
         table[position].eax = table[position].eax & 0x3fff | UInt32(cpus - 1) << 26
       case 0x4000_0000: table[position].eax = max(table[position].eax, 0x4000_0010)
-      case 0x4000_0001: table[position].eax &= ~(asyncPageFaults | hypercalls)
+      case 0x4000_0001: table[position].eax &= ~(asyncPageFaults | (hypercalls ? 0 : hypercallFeatures))
       case 0x8000_0008:
         // AMD APM vol. 3: ECX[7:0] cores less one, ECX[15:12] bits of the APIC id that number them.
         table[position].ecx = table[position].ecx & 0xffff_0f00 | UInt32(cpus - 1) | coreBits << 12

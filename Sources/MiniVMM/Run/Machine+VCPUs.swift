@@ -13,7 +13,8 @@ extension Machine {
       let vcpu = try VirtualCPU(machine, kvm, index: index)
       try vcpu.setCPUID(
         CPUID.table(
-          supported: supported, index: index, cpus: count, tscDeadline: tscDeadline, tscKHz: try vcpu.tscFrequency()))
+          supported: supported, index: index, cpus: count, tscDeadline: tscDeadline, tscKHz: try vcpu.tscFrequency(),
+          hypercalls: ckvm_has_virtualization() != 0))
       // What firmware would have set: fast string operations, all memory write-back. Hosts that lack a register lose nothing.
       for (msr, value): (UInt32, UInt64) in [(miscEnable, 1), (mtrrDefaultType, 1 << 11 | 6)] {
         try? vcpu.setMSRs([kvm_msr_entry(index: msr, reserved: 0, data: value)])

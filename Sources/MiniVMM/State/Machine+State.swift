@@ -138,7 +138,7 @@ extension VirtualCPU {
         case (1, _): [("ECX", entry.ecx & ~(1 << 27), mine.ecx), ("EDX", entry.edx & ~(1 << 9), mine.edx)]
         case (7, 0):
           [("EBX", entry.ebx, mine.ebx), ("ECX", entry.ecx & ~(1 << 4), mine.ecx), ("EDX", entry.edx, mine.edx)]
-        case (0xd, 1): [("EAX", entry.eax, mine.eax)]
+        case (0xd, 1), (0x4000_0001, _): [("EAX", entry.eax, mine.eax)]
         case (0x8000_0001, _): [("ECX", entry.ecx, mine.ecx), ("EDX", entry.edx & ~(1 << 9), mine.edx)]
         default: []
         }

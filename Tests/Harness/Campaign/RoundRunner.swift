@@ -160,9 +160,9 @@ public struct RoundRunner {
       try victim.wait(
         for: blow.side == .primary ? "pair: now fenced" : "before this side could take over", timeout: 10)
       _ = try victim.waitForExit(timeout: 10)
-    case .spoilAt(let fault) where blow.isBeforeProtection && blow.side == .secondary && fault.contains("fullDisk"):
-      // It can't take in the primary's disk, and says so.
-      try pair.waitForLoneliness()
+    case .spoilAt(let fault) where blow.side == .secondary && fault.contains("fullDisk"):
+      // It can't take in the primary's disk, and says so: once that is written. Until then a pair stands that nobody could take over.
+      try pair.waitForLoneliness(timeout: 20)
       guard try victim.waitForExit(timeout: 5) == 76 else { throw HarnessError("a secondary with a full disk goes on") }
     case .spoilAt where blow.isBeforeProtection:
       // As above: the same two try again.
