@@ -28,8 +28,15 @@ public struct Campaign {
       if guest == .linux { round.suitLinux() }
       let name = "minivmm-campaign-\(getpid())-\(round.seed)"
       let folder = FileManager.default.temporaryDirectory.appending(path: name)
-      var runner = RoundRunner(round, guest: guest, folder: folder)
-      let result = runner.run()
+      var result: RoundRunner.Result
+      var tries = 0
+      repeat {
+        try? FileManager.default.removeItem(at: folder)
+        var runner = RoundRunner(round, guest: guest, folder: folder)
+        result = runner.run()
+        tries += 1
+        if result.isVoid { print("round \(number + 1): this host's disk stood still for \(Int(result.diskStood)) s") }
+      } while result.isVoid && tries < 3 && !isInterrupted()
       if isInterrupted() {
         try? FileManager.default.removeItem(at: folder)
         break

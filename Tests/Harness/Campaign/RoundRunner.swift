@@ -10,6 +10,15 @@ public struct RoundRunner {
     /// Sides that ended by SIGKILL: by a blow, or at a fault point.
     public var kills: Int
     public var seconds: Double
+    /// How long this host's disk stood still at a time, in seconds.
+    public var diskStood: Double
+
+    /// Whether nothing is wrong but that something came late, and the disk may be why: such a round says nothing.
+    public var isVoid: Bool {
+      guard diskStood > 2, !failures.isEmpty else { return false }
+      let lateness = ["no reply for", "not connected for", "did not end within", "on the console within"]
+      return failures.allSatisfy { text in lateness.contains { text.contains($0) } }
+    }
   }
 
   private let round: Round
@@ -32,9 +41,14 @@ public struct RoundRunner {
     let start = ContinuousClock.now
     var failures: [String] = []
     var report: Load.Report?
-    do { report = try play(&failures) } catch { failures.append("\(error)") }
+    var witness: DiskWitness?
+    do {
+      witness = try DiskWitness(folder)
+      report = try play(&failures)
+    } catch { failures.append("\(error)") }
     let time = (ContinuousClock.now - start) / .seconds(1)
-    return Result(report: report, failures: failures, notes: notes, kills: kills, seconds: time)
+    return Result(
+      report: report, failures: failures, notes: notes, kills: kills, seconds: time, diskStood: witness?.end() ?? 0)
   }
 
   private mutating func play(_ failures: inout [String]) throws -> Load.Report {
