@@ -1,5 +1,4 @@
-"""Where the CPU time of a pair goes at saturation: each thread's, for a reply of the store, and how often it is switched; with one
-request of each connection at a time, and with 16."""
+"""Where a pair's CPU time goes at saturation, by thread, for a reply of the store; one request deep, and 16."""
 
 import os
 
