@@ -14,6 +14,15 @@ extension MachineTests {
       }
     }
 
+    private func stateOfASpinningMachine() throws -> MachineState {
+      let machine = try makeMachine(Code.spin)
+      try machine.start()
+      machine.pause()
+      let shape = MachineState.Shape(cpus: 1, memorySize: machine.memory.size, devices: ["i8042", "rtc"])
+      defer { machine.stop() }
+      return try MachineState.decode(try machine.save(), for: shape, xsaveSize: machine.xsaveSize)
+    }
+
     @Test(arguments: [1, 2]) func restoredMachine_goesOnWhereTheSavedOneStood(cpus: Int) throws {
       let first = try makeMachine(Code.countForever, cpus: cpus)
       try first.start()
@@ -63,12 +72,7 @@ extension MachineTests {
     }
 
     @Test func clock_catchesUpOnlyWhenAsked() throws {
-      let first = try makeMachine(Code.spin)
-      try first.start()
-      first.pause()
-      let shape = MachineState.Shape(cpus: 1, memorySize: first.memory.size, devices: ["i8042", "rtc"])
-      var saved = try MachineState.decode(try first.save(), for: shape, xsaveSize: first.xsaveSize)
-      first.stop()
+      var saved = try stateOfASpinningMachine()
       guard let realtime = saved.vm.realtime else { return }
       // As if it had been saved an hour ago.
       saved.vm.realtime = realtime - 3600 * 1_000_000_000
@@ -108,12 +112,7 @@ extension MachineTests {
 
     /// What a guest was offered it may use: also of KVM's own features, such as interrupts by hypercall.
     @Test func restore_refusesAGuestThatWasOfferedMore() throws {
-      let first = try makeMachine(Code.spin)
-      try first.start()
-      first.pause()
-      let shape = MachineState.Shape(cpus: 1, memorySize: first.memory.size, devices: ["i8042", "rtc"])
-      var saved = try MachineState.decode(try first.save(), for: shape, xsaveSize: first.xsaveSize)
-      first.stop()
+      var saved = try stateOfASpinningMachine()
       let entries = VirtualCPU.cpuidEntries(saved.vcpus[0].cpuid)
       let index = try #require(entries.firstIndex { $0.function == 0x4000_0001 })
       // Bit 30 of EAX, which no KVM has.
