@@ -17,7 +17,11 @@ public struct RoundRunner {
     public var isVoid: Bool {
       guard diskStood > 2, !failures.isEmpty else { return false }
       let lateness = ["no reply for", "not connected for", "did not end within", "on the console within"]
-      return failures.allSatisfy { text in lateness.contains { text.contains($0) } }
+      // What did not end in time is quoted, with what the clients said.
+      let loss = ["reset by peer", "a reset of", "closed the connection", "no order explains it"]
+      return failures.allSatisfy { text in
+        lateness.contains { text.contains($0) } && !loss.contains { text.contains($0) }
+      }
     }
   }
 
