@@ -2,12 +2,13 @@ public import StateCodec
 
 /// A device whose state belongs to the machine: what a snapshot or a checkpoint has to carry.
 ///
-/// Order of a save: vCPUs stopped, device thread parked, ``quiesce()``, ``save(to:)``. Order of a restore: a machine of
-/// the same shape, nothing running, ``restore(from:)``, guest RAM already in place, then ``resume()``.
+/// Order of a save: vCPUs stopped, device thread parked, ``quiesce()`` if nothing is to be in flight, ``save(to:)``. Order of a
+/// restore: a machine of the same shape, nothing running, ``restore(from:)``, guest RAM already in place, then ``resume()``,
+/// after which what was in flight is done again.
 public protocol MachineDevice: AnyObject, Sendable {
   /// Short and unique in its machine, such as "net0": names the device in messages and pairs saved state with it.
   var name: String { get }
-  /// Finishes what is in flight on other threads (disk requests), so that the state below is whole.
+  /// Finishes what is in flight on other threads (disk requests): none of it reaches guest RAM or a disk afterwards.
   func quiesce()
   func save(to writer: inout StateWriter)
   /// Takes in what ``save(to:)`` has written.

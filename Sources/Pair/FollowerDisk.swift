@@ -13,16 +13,22 @@ public final class FollowerDisk: ByteDisk {
   private struct State {
     /// Blocks that the overlay has.
     var present: Set<UInt64> = []
-    var changes: [(epoch: UInt64, change: DiskChange)] = []
-    var weight = 0
     /// The overlay is part of the file: the guest works on the file alone.
     var serves = false
+  }
+
+  private struct Kept {
+    var changes: [(epoch: UInt64, change: DiskChange)] = []
+    var weight = 0
   }
 
   private let file: DiskFile
   /// An unlinked file; block n of the disk at its place.
   private let overlay: CInt
+  /// Held while the file or the overlay is worked on, which may have to wait for the medium.
   private let state = Mutex(State())
+  /// What the primary has changed and is not in the file; never held for long.
+  private let kept = Mutex(Kept())
   /// The file was written to and not made durable since.
   private let unsynced = Atomic(false)
   /// Why it could not be made durable: Linux tells of it once. An errno, or 0.
@@ -48,10 +54,10 @@ public final class FollowerDisk: ByteDisk {
   /// allows.
   public func keep(_ change: DiskChange, epoch: UInt64) -> Bool {
     guard fits(change) else { return false }
-    return state.withLock { state in
-      guard state.weight + change.weight <= limit else { return false }
-      state.changes.append((epoch, change))
-      state.weight += change.weight
+    return kept.withLock { kept in
+      guard kept.weight + change.weight <= limit else { return false }
+      kept.changes.append((epoch, change))
+      kept.weight += change.weight
       return true
     }
   }
@@ -75,11 +81,11 @@ public final class FollowerDisk: ByteDisk {
   /// - Returns: 0 or an errno.
   public func load(epoch: UInt64) -> CInt {
     // The file is written without the lock: meanwhile more is kept.
-    let due = state.withLock { state in
+    let due = kept.withLock { kept in
       // Epochs ascend, so these are the first.
-      let due = state.changes.prefix { $0.epoch <= epoch }.map(\.change)
-      state.changes.removeFirst(due.count)
-      for change in due { state.weight -= change.weight }
+      let due = kept.changes.prefix { $0.epoch <= epoch }.map(\.change)
+      kept.changes.removeFirst(due.count)
+      for change in due { kept.weight -= change.weight }
       return due
     }
     for change in due {
@@ -119,8 +125,7 @@ public final class FollowerDisk: ByteDisk {
         guard error == 0 else { return error }
       }
       state.present = []
-      state.changes = []
-      state.weight = 0
+      kept.withLock { $0 = Kept() }
       _ = lx_ftruncate(overlay, 0)
       if case .failed(let error) = file.flush() { return error }
       state.serves = syncError.load(ordering: .acquiring) == 0
@@ -164,11 +169,16 @@ public final class FollowerDisk: ByteDisk {
   public func read(
     _ memory: GuestMemory, _ buffers: GuestBuffers, count: UInt64, position: UInt64, nowait: Bool
   ) -> DiskOutcome {
-    state.withLock { state in
+    if nowait {
+      return state.withLockIfAvailable { state in
+        guard state.serves || !touchesOverlay(position, count, state) else { return .wouldBlock }
+        return file.read(memory, buffers, count: count, position: position, nowait: true)
+      } ?? .wouldBlock
+    }
+    return state.withLock { state in
       guard !state.serves, touchesOverlay(position, count, state) else {
-        return file.read(memory, buffers, count: count, position: position, nowait: nowait)
+        return file.read(memory, buffers, count: count, position: position, nowait: false)
       }
-      if nowait { return .wouldBlock }
       var bytes = [UInt8](repeating: 0, count: Int(count))
       let error = contents(&bytes, position, state)
       guard error == 0 else { return .failed(error) }
@@ -180,12 +190,17 @@ public final class FollowerDisk: ByteDisk {
   public func write(
     _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64, nowait: Bool
   ) -> DiskOutcome {
-    state.withLock { state in
-      if state.serves {
-        return file.write(memory, buffers, offset: offset, count: count, position: position, nowait: nowait)
-      }
+    if nowait {
       // Blocks written in part are completed from the file, which may have to wait.
-      if nowait { return .wouldBlock }
+      return state.withLockIfAvailable { state in
+        guard state.serves else { return .wouldBlock }
+        return file.write(memory, buffers, offset: offset, count: count, position: position, nowait: true)
+      } ?? .wouldBlock
+    }
+    return state.withLock { state in
+      if state.serves {
+        return file.write(memory, buffers, offset: offset, count: count, position: position, nowait: false)
+      }
       var bytes = [UInt8](repeating: 0, count: Int(count))
       let got = unsafe bytes.withUnsafeMutableBytes { unsafe memory.gather(buffers, offset: offset, into: $0) }
       guard got == Int(count) else { return .failed(EFAULT) }

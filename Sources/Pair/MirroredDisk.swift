@@ -97,17 +97,22 @@ public final class MirroredDisk: Disk {
   public func write(
     _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64, nowait: Bool
   ) -> DiskOutcome {
+    // Whoever holds the order may wait for the medium.
+    if nowait {
+      return order.withLockIfAvailable { tell in
+        guard tell == nil else { return .wouldBlock }
+        return file.write(memory, buffers, offset: offset, count: count, position: position, nowait: true)
+      } ?? .wouldBlock
+    }
     var done: UInt64 = 0
     repeat {
-      if !nowait { awaitOther() }
+      awaitOther()
       let (offset, position) = (offset + done, position + done)
       let outcome: DiskOutcome = order.withLock { tell in
         guard let tell else {
           defer { done = count }
-          return file.write(memory, buffers, offset: offset, count: count - done, position: position, nowait: nowait)
+          return file.write(memory, buffers, offset: offset, count: count - done, position: position, nowait: false)
         }
-        // Telling must follow the change at once, whatever the file makes us wait.
-        if nowait { return .wouldBlock }
         // A copy first: the guest may change its buffer meanwhile, and both files must get the same bytes.
         var bytes = [UInt8](repeating: 0, count: Int(min(count - done, Self.pieceLimit)))
         let got = unsafe bytes.withUnsafeMutableBytes { unsafe memory.gather(buffers, offset: offset, into: $0) }

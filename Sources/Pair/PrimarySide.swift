@@ -258,7 +258,7 @@ public final class PrimarySide: PairTraffic {
         var began: UInt64 = 0
         let (saved, epoch, given, network) = try turn.borrow(machine) {
           began = lx_monotonic_ns()
-          FaultPoints.pass(.paused) { machine.pause() }
+          FaultPoints.pass(.paused) { machine.pause(draining: false) }
           let (saved, _) = try machine.capture(into: stage, dirty: &dirty)
           FaultPoints.pass(.saved)
           let epoch = gate.cut()

@@ -1,29 +1,41 @@
 import Devices
 import Glibc
 import GuestMemory
+import StateCodec
 import Synchronization
 import Testing
 import VirtioLayout
 
-/// A disk whose requests wait until they are let go, or hurried.
+/// A disk whose requests wait until they are let go, or hurried. Reads as sevens.
 private final class WaitingDisk: Disk {
-  private let goes = Atomic(false)
+  private let goes: Atomic<Bool>
   private let hurries = Atomic(false)
+  private let count = Atomic(0)
   let isReadOnly = false
   let capacity: UInt64 = 1 << 30
 
+  init(goes: Bool = false) { self.goes = Atomic(goes) }
+
+  /// How many requests it has done.
+  var done: Int { count.load(ordering: .acquiring) }
   func letGo() { goes.store(true, ordering: .relaxed) }
   func hurry(_ hurries: Bool) { self.hurries.store(hurries, ordering: .relaxed) }
 
   private func work(_ nowait: Bool) -> DiskOutcome {
     if nowait { return .wouldBlock }
     while !goes.load(ordering: .relaxed), !hurries.load(ordering: .relaxed) { usleep(1000) }
+    count.add(1, ordering: .releasing)
     return .done
   }
 
   func read(
     _ memory: GuestMemory, _ buffers: GuestBuffers, count: UInt64, position: UInt64, nowait: Bool
-  ) -> DiskOutcome { work(nowait) }
+  ) -> DiskOutcome {
+    guard work(nowait) == .done else { return .wouldBlock }
+    let sevens = [UInt8](repeating: 7, count: Int(count))
+    unsafe sevens.withUnsafeBytes { _ = unsafe memory.scatter($0, to: buffers) }
+    return .done
+  }
   func write(
     _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64, nowait: Bool
   ) -> DiskOutcome { work(nowait) }
@@ -32,7 +44,7 @@ private final class WaitingDisk: Disk {
   func writeZeroes(position: UInt64, count: UInt64, unmap: Bool) -> DiskOutcome { .done }
 }
 
-/// What a pause has to wait for is bounded, whatever the guest has asked for.
+/// What who drains has to wait for is bounded, whatever the guest has asked for.
 @Suite("Block requests in flight") struct BlockInFlightTests {
   private let disk = WaitingDisk()
   private let device: BlockDevice
@@ -50,7 +62,7 @@ private final class WaitingDisk: Disk {
     driver.kick()
   }
 
-  @Test func pause_takesWhatIsInFlight_andTheRestComesAfterIt() {
+  @Test func quiesce_takesWhatIsInFlight_andTheRestComesAfterIt() {
     defer { device.shutDown() }
     #expect(driver.takeUsed().isEmpty)
     driver.mmio.quiesce()
@@ -82,5 +94,111 @@ private final class WaitingDisk: Disk {
     #expect(!driver.needsReset)
     disk.letGo()
     #expect(driver.takeUsed().isEmpty)
+  }
+}
+
+/// State that is taken while requests are in flight: they have not happened yet, and whoever takes it in does them.
+@Suite("Block requests in flight at a cut") struct BlockCutTests {
+  private let disk = WaitingDisk()
+  private let device: BlockDevice
+  private let driver: TestDriver
+
+  init() throws {
+    device = try BlockDevice(disk: disk, serial: "test-disk", workerCount: 2)
+    driver = try TestDriver(device, memory: try GuestMemory(size: 4 << 20))
+    driver.start(CommonFeature.eventIndex, size: 64)
+  }
+
+  private func add(_ type: UInt32, _ slots: Range<UInt64>) {
+    for slot in slots {
+      driver.poke(BlockRequestHeader(type: type, sector: 0), at: TestDisk.header(slot))
+      driver.poke(0xee as UInt8, at: TestDisk.status(slot))
+      let data = Buffer(address: TestDisk.data(slot), length: 512, writable: type == BlockRequestType.read)
+      driver.add(0, [.readable(TestDisk.header(slot), 16), data, .writable(TestDisk.status(slot), 1)])
+    }
+  }
+
+  private func state(of driver: TestDriver) -> [UInt8] {
+    var writer = StateWriter()
+    driver.mmio.save(to: &writer)
+    return writer.bytes
+  }
+
+  @Test(arguments: [BlockRequestType.read, BlockRequestType.write]) func whoRestores_doesThemAgain(type: UInt32) throws {
+    defer { device.shutDown() }
+    // Five are in flight, and one was not even looked at.
+    add(type, 0..<5)
+    driver.kick()
+    add(type, 5..<6)
+    let cut = state(of: driver)
+    let other = WaitingDisk(goes: true)
+    let otherDevice = try BlockDevice(disk: other, serial: "test-disk", workerCount: 2)
+    defer { otherDevice.shutDown() }
+    let survivor = try TestDriver(otherDevice, memory: try GuestMemory(size: 4 << 20))
+    try survivor.memory.write(contents(driver.memory), at: 0)
+    survivor.queues = driver.queues
+    var reader = StateReader(cut)
+    try survivor.mmio.restore(from: &reader)
+    #expect(state(of: survivor) == cut, "nothing is lost when it is saved again before it is at work")
+    #expect(other.done == 0, "not before the machine goes on")
+    survivor.mmio.resume()
+    let used = survivor.collect(6)
+    #expect(used.count == 6 && Set(used.map(\.head)).count == 6 && other.done == 6)
+    for slot in 0..<6 as Range<UInt64> {
+      #expect(survivor.peek(UInt8.self, at: TestDisk.status(slot)) == BlockStatus.ok)
+      #expect(survivor.bytes(TestDisk.data(slot), 512).allSatisfy { $0 == (type == BlockRequestType.read ? 7 : 0) })
+    }
+    // And who saved goes on with its own.
+    disk.letGo()
+    driver.kick()
+    #expect(driver.collect(6).count == 6 && disk.done == 6)
+  }
+
+  /// The worker may have put it there, and marked it, before the pages were harvested of which the guest knows nothing.
+  @Test func whatWasRead_isMarkedWhenTheGuestGetsToKnow() {
+    defer { device.shutDown() }
+    add(BlockRequestType.read, 0..<1)
+    driver.kick()
+    disk.letGo()
+    let end = Deadline(seconds: 5)
+    while driver.bytes(TestDisk.data(0), 512) != [UInt8](repeating: 7, count: 512), !end.passed { usleep(100) }
+    device.shutDown()
+    _ = harvest(driver.memory)
+    #expect(driver.collect(1).count == 1)
+    #expect(harvest(driver.memory).contains(Int(TestDisk.data(0) / GuestMemory.pageSize)))
+  }
+
+  @Test func reset_forgetsWhatWasToBeDoneAgain() throws {
+    defer { device.shutDown() }
+    add(BlockRequestType.write, 0..<5)
+    driver.kick()
+    var reader = StateReader(state(of: driver))
+    disk.letGo()
+    try driver.mmio.restore(from: &reader)
+    let done = disk.done
+    driver.start(size: 64)
+    driver.mmio.resume()
+    driver.run()
+    #expect(driver.takeUsed().isEmpty && disk.done == done)
+  }
+
+  /// Only a request that may be done twice is: a state that says so of another device is nobody's.
+  @Test func requestInFlight_ofADeviceThatRepeatsNothing_isRefused() throws {
+    defer { device.shutDown() }
+    let entropy = try TestDriver(Entropy())
+    entropy.start(size: 64)
+    var saved = state(of: entropy)
+    // The last field of the only queue, before the device's own section of 4 + 2 + 4 bytes.
+    saved[saved.count - 10 - 32] |= 1
+    var reader = StateReader(saved)
+    #expect(throws: StateError.self) { try entropy.mmio.restore(from: &reader) }
+    // Nor one that the queue has no place for.
+    saved = state(of: driver)
+    saved[saved.count - 10 - 32 + 8] |= 1
+    reader = StateReader(saved)
+    #expect(throws: StateError.self) { try driver.mmio.restore(from: &reader) }
+    saved[saved.count - 10 - 32 + 8] = 0
+    reader = StateReader(saved)
+    try driver.mmio.restore(from: &reader)
   }
 }

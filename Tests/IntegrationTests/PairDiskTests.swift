@@ -47,5 +47,41 @@ extension Integration {
       try second.wait(for: "pair: now alone", timeout: 10)
       #expect(try areSame(disks[0], disks[1]))
     }
+
+    /// A disk that makes one request wait delays neither a checkpoint nor the other services, and when the primary dies in the
+    /// middle of it, the survivor does it and says so.
+    @Test(arguments: ["remus", "colo"]) func writeUnderWay_holdsNobodyUp_andIsNotLost(mode: String) throws {
+      let (key, control, disks) = (folder.path("key"), folder.path("control"), (0...1).map { folder.path("disk\($0)") })
+      try makeKey(key)
+      for disk in disks { try run("truncate", ["-s", "1M", disk]) }
+      let space = try Namespace(taps: ["tap0", "tap1"], bridged: true)
+      let second = try Guest(
+        ["secondary", "--listen", "127.0.0.1:7000", "--key", key, "--net", "tap=tap1", "--disk", disks[1]], in: space)
+      try second.wait(for: "waiting for a primary", timeout: 10)
+      let first = try Guest(
+        [
+          "primary", "--kernel", Environment.labGuest, "--memory", "64M", "--net", "tap=tap0", "--disk", disks[0],
+          "--replicate", "127.0.0.1:7000", "--key", key, "--mode", mode, "--control", control, "--fault",
+          "diskTold=delay:30000", "--cmdline", "service=kv,journal ip=\(Namespace.guest)/24",
+        ], in: space)
+      try second.wait(for: "pair: now secondary", timeout: 30)
+      let (journal, store) = (try space.connect(port: 5002), try space.connect(port: 6379))
+      try journal.send("W 5 1\n")
+      #expect(try store.exchange("SET a 1\r\n", expecting: "+OK\r\n"))
+      for number in 1...5 {
+        let outcome = try run(Environment.minivmm, ["checkpoint", "--control", control])
+        #expect(outcome.status == 0, "checkpoint \(number): \(outcome.errors)")
+        #expect(try store.exchange("INCR a\r\n", expecting: ":\(number + 1)\r\n"))
+      }
+      #expect(try journal.receive(1, timeout: 1).isEmpty, "the primary has not written it")
+      first.signal(SIGKILL)
+      try second.wait(for: "pair: now alone", timeout: 10)
+      let reply = "OK 5 1\n"
+      #expect(String(decoding: try journal.receive(reply.utf8.count, timeout: 10_000), as: UTF8.self) == reply)
+      let block = try FileHandle(forReadingFrom: URL(filePath: disks[1]))
+      try block.seek(toOffset: 5 * 4096)
+      #expect(try block.read(upToCount: 8) == Data("LABBLOCK".utf8))
+      #expect(try store.exchange("INCR a\r\n", expecting: ":7\r\n"))
+    }
   }
 }

@@ -11,7 +11,7 @@ public final class BlockDevice: VirtioDevice {
   static let finishedTag = VirtioMMIO.deviceTag
   /// Data segments a request may have: the queue less header and status.
   static let segmentMax = UInt32(Virtqueue.maximumSize) - 2
-  /// Bytes that may be on their way through the workers: a pause waits for them. More stays in the guest's queue.
+  /// Bytes that may be on their way through the workers: who drains them waits. More stays in the guest's queue.
   static let inFlightLimit = 16 << 20
 
   private let disk: any Disk
@@ -44,6 +44,8 @@ public final class BlockDevice: VirtioDevice {
   public var deviceID: UInt32 { DeviceID.block }
   public var queueCount: Int { 1 }
   public var polls: Bool { true }
+  /// Reading, writing and making durable come to the same when done twice.
+  public var repeatsRequests: Bool { true }
 
   public var features: UInt64 {
     let common = BlockFeature.segmentMax | BlockFeature.blockSize | BlockFeature.flush

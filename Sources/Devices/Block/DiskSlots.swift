@@ -90,7 +90,8 @@ final class DiskSlots: Sendable {
     }
   }
 
-  /// Hands every finished request to `body` and frees its slot.
+  /// Hands every finished request to `body` and frees its slot. What was read is marked here once more: the worker may have
+  /// done so before pages were harvested that a guest was not yet to know of, and this is where it gets to know.
   func takeFinished(
     _ workers: DiskWorkers, _ body: (DescriptorChain, BlockRequest, DiskOutcome) -> Void
   ) {
@@ -99,7 +100,10 @@ final class DiskSlots: Sendable {
     workers.takeFinished(into: &finished)
     for index in finished {
       let slot = table.withLock { $0.slots[index] }
-      if let request = slot.request { body(slot.chain, request, slot.outcome) }
+      if let request = slot.request {
+        if case .read(_, let count) = request.operation { slot.memory?.markDirty(slot.chain.writable, count: count) }
+        body(slot.chain, request, slot.outcome)
+      }
       table.withLock { table in
         table.slots[index].request = nil
         table.slots[index].memory = nil

@@ -13,6 +13,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   var queueCount: Int { get }
   /// Whether a driver's requests follow each other closely enough to be looked for (``EventHandler/polls``).
   var polls: Bool { get }
+  /// Whether a request that was in flight when the state was saved may be done again by who takes the state in.
+  var repeatsRequests: Bool { get }
   /// Configuration space; bytes beyond it read as zero.
   var configuration: [UInt8] { get }
   /// Registers descriptors of the host side (tap, socket, worker) with `loop`; their events come back as ``event``.
@@ -37,6 +39,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
 
 extension VirtioDevice {
   public var polls: Bool { false }
+  public var repeatsRequests: Bool { false }
   public func attach(to loop: EventLoop, handler: any EventHandler) throws(HostError) {}
   public func activate(features: UInt64) {}
   public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) -> Int? { nil }

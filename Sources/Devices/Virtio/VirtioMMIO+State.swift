@@ -9,7 +9,7 @@ extension VirtioMMIO {
 
   public func save(to writer: inout StateWriter) {
     state.withLock { state in
-      writer.section(sectionTag("vmio"), version: 1) { writer in
+      writer.section(sectionTag("vmio"), version: 2) { writer in
         writer.put(device.deviceID)
         writer.put(state.status)
         writer.put(state.deviceFeaturesSelect)
@@ -39,7 +39,7 @@ extension VirtioMMIO {
   private func restore(
     _ state: inout Registers, from reader: inout StateReader, _ isTrial: Bool
   ) throws(StateError) {
-    try reader.section(sectionTag("vmio"), version: 1) { reader, _ throws(StateError) in
+    try reader.section(sectionTag("vmio"), version: 2) { reader, version throws(StateError) in
       let id = try reader.get(UInt32.self)
       guard id == device.deviceID else { throw .invalid("\(name) is device \(device.deviceID), saved was \(id)") }
       var queues = QueueSet(
@@ -61,7 +61,10 @@ extension VirtioMMIO {
         throw .invalid("\(name): another number of queues")
       }
       for index in queues.queues.indices {
-        queues.queues[index] = try Virtqueue.restore(from: &reader, memory: queues.memory, features: queues.features)
+        let queue = try Virtqueue.restore(
+          from: &reader, version: version, memory: queues.memory, features: queues.features)
+        guard !queue.hasInFlight || device.repeatsRequests else { throw .invalid("\(name): a request in flight") }
+        queues.queues[index] = queue
       }
       queues.running =
         restored.status & (DeviceStatus.driverOK | DeviceStatus.needsReset) == DeviceStatus.driverOK

@@ -52,19 +52,14 @@ public struct Virtqueue: Sendable, Equatable {
   public private(set) var nextUsed: UInt16 = 0
   /// Used index at which the driver's wish for an interrupt was last looked at.
   private var notedUsed: UInt16 = 0
-  /// Heads popped and not yet filled, one bit each.
-  private var inFlight: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+  /// Popped and not yet filled.
+  private var inFlight = HeadSet()
+  /// Was in flight where this state comes from: popped again, before what the ring has.
+  private var unfinished = HeadSet()
   var eventIndex = false
   var indirect = false
 
   public init() {}
-
-  public static func == (a: Virtqueue, b: Virtqueue) -> Bool {
-    (a.size, a.ready, a.descriptorTable, a.availRing, a.usedRing, a.nextAvail)
-      == (b.size, b.ready, b.descriptorTable, b.availRing, b.usedRing, b.nextAvail)
-      && (a.nextUsed, a.notedUsed, a.eventIndex, a.indirect) == (b.nextUsed, b.notedUsed, b.eventIndex, b.indirect)
-      && a.inFlight == b.inFlight
-  }
 
   // MARK: Set-up
 
@@ -88,8 +83,13 @@ public struct Virtqueue: Sendable, Equatable {
 
   // MARK: Taking chains
 
-  /// How many chains the driver has made available and the device has not popped.
+  /// How many chains wait to be popped.
   public func pending(_ memory: GuestMemory) throws(QueueError) -> UInt16 {
+    try waiting(memory) + unfinished.count
+  }
+
+  /// How many of them the driver has made available and the device has never popped.
+  private func waiting(_ memory: GuestMemory) throws(QueueError) -> UInt16 {
     let waiting =
       try ring { () throws(GuestMemoryError) in
         try memory.loadAcquiring16(at: availRing + SplitRing.indexOffset)
@@ -100,13 +100,20 @@ public struct Virtqueue: Sendable, Equatable {
 
   /// Takes the next available chain into `chain`; false when there is none.
   public mutating func pop(_ memory: GuestMemory, into chain: inout DescriptorChain) throws(QueueError) -> Bool {
-    guard ready, try pending(memory) != 0 else { return false }
+    guard ready else { return false }
+    if let head = unfinished.first {
+      try walk(from: head, memory, into: &chain)
+      unfinished.remove(head)
+      inFlight.insert(head)
+      return true
+    }
+    guard try waiting(memory) != 0 else { return false }
     let slot = availRing + SplitRing.ringOffset + 2 * UInt64(nextAvail & (size &- 1))
     let head = try ring { () throws(GuestMemoryError) in try memory.loadAcquiring16(at: slot) }
     guard head < size else { throw .headOutOfRange(head) }
-    guard !isInFlight(head) else { throw .headInFlight(head) }
+    guard !inFlight.contains(head) else { throw .headInFlight(head) }
     try walk(from: head, memory, into: &chain)
-    setInFlight(head, true)
+    inFlight.insert(head)
     nextAvail &+= 1
     return true
   }
@@ -166,12 +173,12 @@ public struct Virtqueue: Sendable, Equatable {
 
   /// Gives back the `count` chains popped last, none of which has been filled: they will be popped again.
   public mutating func unpop(_ heads: ArraySlice<UInt16>) {
-    for head in heads { setInFlight(head, false) }
+    for head in heads { inFlight.remove(head) }
     nextAvail &-= UInt16(truncatingIfNeeded: heads.count)
   }
 
   public mutating func unpop(_ head: UInt16) {
-    setInFlight(head, false)
+    inFlight.remove(head)
     nextAvail &-= 1
   }
 
@@ -183,7 +190,7 @@ public struct Virtqueue: Sendable, Equatable {
     try ring { () throws(GuestMemoryError) in
       try memory.store(UInt64(head) | UInt64(written) << 32, at: entry)
     }
-    setInFlight(head, false)
+    inFlight.remove(head)
     nextUsed &+= 1
   }
 
@@ -242,28 +249,8 @@ public struct Virtqueue: Sendable, Equatable {
 
   // MARK: In flight
 
-  /// Whether chains are with the device.
-  public var hasInFlight: Bool { inFlight != (0, 0, 0, 0) }
-
-  private func isInFlight(_ head: UInt16) -> Bool {
-    let bit: UInt64 = 1 << UInt64(head & 63)
-    return switch head >> 6 {
-    case 0: inFlight.0 & bit != 0
-    case 1: inFlight.1 & bit != 0
-    case 2: inFlight.2 & bit != 0
-    default: inFlight.3 & bit != 0
-    }
-  }
-
-  private mutating func setInFlight(_ head: UInt16, _ on: Bool) {
-    let bit: UInt64 = 1 << UInt64(head & 63)
-    switch head >> 6 {
-    case 0: inFlight.0 = on ? inFlight.0 | bit : inFlight.0 & ~bit
-    case 1: inFlight.1 = on ? inFlight.1 | bit : inFlight.1 & ~bit
-    case 2: inFlight.2 = on ? inFlight.2 | bit : inFlight.2 & ~bit
-    default: inFlight.3 = on ? inFlight.3 | bit : inFlight.3 & ~bit
-    }
-  }
+  /// Whether chains are with the device, or were where this state comes from.
+  public var hasInFlight: Bool { !inFlight.isEmpty || !unfinished.isEmpty }
 
   @inline(__always)
   private func ring<R>(_ body: () throws(GuestMemoryError) -> R) throws(QueueError) -> R {
@@ -272,7 +259,6 @@ public struct Virtqueue: Sendable, Equatable {
 
   // MARK: State
 
-  /// Saved with nothing in flight (the device is quiesced first).
   func save(to writer: inout StateWriter) {
     writer.put(size)
     writer.put(ready)
@@ -282,10 +268,12 @@ public struct Virtqueue: Sendable, Equatable {
     writer.put(nextAvail)
     writer.put(nextUsed)
     writer.put(notedUsed)
+    inFlight.union(unfinished).save(to: &writer)
   }
 
+  /// - Parameter version: of the section that this is in; before 2, nothing was in flight.
   static func restore(
-    from reader: inout StateReader, memory: GuestMemory, features: UInt64
+    from reader: inout StateReader, version: UInt16, memory: GuestMemory, features: UInt64
   ) throws(StateError) -> Virtqueue {
     var queue = Virtqueue()
     queue.size = try reader.get()
@@ -296,10 +284,50 @@ public struct Virtqueue: Sendable, Equatable {
     queue.nextAvail = try reader.get()
     queue.nextUsed = try reader.get()
     queue.notedUsed = try reader.get()
+    if version >= 2 { queue.unfinished = try HeadSet(from: &reader) }
     queue.eventIndex = features & CommonFeature.eventIndex != 0
     queue.indirect = features & CommonFeature.indirectDescriptors != 0
     guard !queue.ready || queue.isWellFormed(in: memory) else { throw .invalid("a ready queue with unusable rings") }
     guard queue.size <= maximumSize else { throw .invalid("queue size \(queue.size)") }
+    guard queue.unfinished.isBelow(queue.size) else { throw .invalid("a request in flight that the queue has no place for") }
     return queue
+  }
+}
+
+/// A set of heads of one queue, 1 bit each.
+private struct HeadSet: Equatable, Sendable {
+  private var words = SIMD4<UInt64>()
+
+  init() {}
+
+  init(from reader: inout StateReader) throws(StateError) {
+    for index in words.indices { words[index] = try reader.get() }
+  }
+
+  func save(to writer: inout StateWriter) {
+    for index in words.indices { writer.put(words[index]) }
+  }
+
+  var isEmpty: Bool { words == SIMD4() }
+  var count: UInt16 { words.indices.reduce(0) { $0 + UInt16(words[$1].nonzeroBitCount) } }
+  var first: UInt16? {
+    words.indices.first { words[$0] != 0 }.map { UInt16($0 * 64 + words[$0].trailingZeroBitCount) }
+  }
+
+  func contains(_ head: UInt16) -> Bool { words[Int(head >> 6)] >> UInt64(head & 63) & 1 != 0 }
+  mutating func insert(_ head: UInt16) { words[Int(head >> 6)] |= 1 << UInt64(head & 63) }
+  mutating func remove(_ head: UInt16) { words[Int(head >> 6)] &= ~(1 << UInt64(head & 63)) }
+
+  func union(_ other: HeadSet) -> HeadSet {
+    var all = self
+    all.words |= other.words
+    return all
+  }
+
+  /// Whether every head in it is below `limit`.
+  func isBelow(_ limit: UInt16) -> Bool {
+    words.indices.allSatisfy { index in
+      words[index] == 0 || index * 64 + 63 - words[index].leadingZeroBitCount < Int(limit)
+    }
   }
 }

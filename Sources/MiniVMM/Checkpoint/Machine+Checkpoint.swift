@@ -16,14 +16,14 @@ public struct CaptureReport: Equatable, Sendable {
 extension Machine {
   /// Takes what has changed since the last capture: machine state, and copies of the pages that were written. Pauses the
   /// machine and leaves it paused, so that the caller can cut its other streams at the same point; ``resume()`` ends the
-  /// price the guest pays.
+  /// price the guest pays. Disk requests in flight are not waited for: who loads the state does them again.
   /// - Parameters:
   ///   - stage: emptied, then filled.
   ///   - dirty: the scratch set; emptied.
   public func capture(into stage: PageStage, dirty: inout PageSet) throws(MachineError) -> (
     GatheredState, CaptureReport
   ) {
-    let paused = pause()
+    let paused = pause(draining: false)
     let start = lx_monotonic_ns()
     // Before the pages: saving may write to guest RAM (rings), and those pages belong to this checkpoint.
     let state = try gather()

@@ -7,17 +7,18 @@ internal import Synchronization
 public struct PauseReport: Equatable, Sendable {
   /// From the kick to the last vCPU out of KVM_RUN.
   public let vcpus: UInt64
-  /// From there until the device thread was parked and every device had finished what was in flight.
+  /// From there until the device thread was parked and, if that was asked for, nothing was in flight any more.
   public let devices: UInt64
   public var total: UInt64 { vcpus + devices }
 }
 
 extension Machine {
-  /// Stops the guest and everything that touches its memory. On return every vCPU is out of KVM_RUN with its last port
-  /// or MMIO access complete, the device thread is parked, and no device has anything in flight: state and RAM hold
-  /// still. On a machine that is not running it does nothing.
+  /// Stops the guest. On return every vCPU is out of KVM_RUN with its last port or MMIO access complete and the device thread
+  /// is parked: state and RAM hold still. On a machine that is not running it does nothing.
+  /// - Parameter draining: also waits for disk requests in flight. Without, those go on beside the pause; until it ends, the
+  ///   state has them as in flight, and what they read belongs to nobody.
   @discardableResult
-  public func pause() -> PauseReport {
+  public func pause(draining: Bool = true) -> PauseReport {
     let isRunning = phase.withLock { phase in
       guard phase == .running else { return false }
       phase = .paused
@@ -33,7 +34,7 @@ extension Machine {
     control.waitUntilParked()
     let stopped = lx_monotonic_ns()
     eventLoop.park()
-    for device in devices { device.quiesce() }
+    if draining { for device in devices { device.quiesce() } }
     return PauseReport(vcpus: stopped - start, devices: lx_monotonic_ns() - stopped)
   }
 
