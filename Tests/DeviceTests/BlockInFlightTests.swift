@@ -124,7 +124,8 @@ private final class WaitingDisk: Disk {
     return writer.bytes
   }
 
-  @Test(arguments: [BlockRequestType.read, BlockRequestType.write]) func whoRestores_doesThemAgain(type: UInt32) throws {
+  @Test(arguments: [BlockRequestType.read, BlockRequestType.write]) func whoRestores_doesThemAgain(type: UInt32) throws
+  {
     defer { device.shutDown() }
     // Five are in flight, and one was not even looked at.
     add(type, 0..<5)

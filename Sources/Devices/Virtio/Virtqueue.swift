@@ -289,7 +289,7 @@ public struct Virtqueue: Sendable, Equatable {
     queue.indirect = features & CommonFeature.indirectDescriptors != 0
     guard !queue.ready || queue.isWellFormed(in: memory) else { throw .invalid("a ready queue with unusable rings") }
     guard queue.size <= maximumSize else { throw .invalid("queue size \(queue.size)") }
-    guard queue.unfinished.isBelow(queue.size) else { throw .invalid("a request in flight that the queue has no place for") }
+    guard queue.unfinished.isBelow(queue.size) else { throw .invalid("a request in flight beyond the queue") }
     return queue
   }
 }
