@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 
 median = statistics.median
-MOST_TAKEN = 0.003
 
 
 @dataclass
@@ -55,6 +54,11 @@ class Unavailable(Exception):
         return Row(name, None, "", str(self))
 
 
+def quartiles(values):
+    """Between them lies the middle half."""
+    return statistics.quantiles(values, n=4, method="inclusive")[::2] if len(values) > 1 else [values[0]] * 2
+
+
 def pairs(rounds, *measurements):
     """Runs the measurements in turn, `rounds` times; a list of results for each."""
     results = [[] for _ in measurements]
@@ -75,15 +79,8 @@ def taken():
         return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
-def quietly(measurement, tries=3):
-    """Measures again while more than 0.3 % of the machine's CPU time is taken by its host, at most so often: a load at a fixed rate
-    then shows how long the CPUs were away. The quietest result, with `taken`, the share that was."""
-    results = []
-    while len(results) < tries:
-        begin, before = time.monotonic(), taken()
-        result = measurement()
-        share = (taken() - before) / (time.monotonic() - begin) / os.cpu_count()
-        results.append({**result, "taken": share})
-        if share <= MOST_TAKEN:
-            break
-    return min(results, key=lambda each: each["taken"])
+def noting(measurement):
+    """A result, with `taken`: the share of the machine's CPU time that its host gave to others meanwhile."""
+    begin, before = time.monotonic(), taken()
+    result = measurement()
+    return {**result, "taken": (taken() - before) / (time.monotonic() - begin) / os.cpu_count()}

@@ -3,7 +3,7 @@
 import json
 
 import network
-from measure import Row, median, quietly
+from measure import Row, median
 from pair import Pair, lab
 
 NAME = "kv"
@@ -21,21 +21,26 @@ def load(options, pair, depth, seconds, rate=0, reads=95):
                                    str(seconds), f"{rate:.0f}"], seconds * 3 + 20))
 
 
+def sustained(halves):
+    """Whether the requests that were due were answered, in most rounds."""
+    return median(each["per_second"] / each["rate"] for each in halves) >= SUSTAINED
+
+
 def run(options):
-    seconds = 2 if options.quick else 5
+    seconds = 2 if options.quick else 3
     full = {mode: [] for mode in MODES}
     piped = {mode: [] for mode in MODES}
     half = {mode: [] for mode in MODES}
     with network.Bridge() as space:
-        for _ in range(1 if options.quick else 3):
+        for _ in range(1 if options.quick else 5):
             for mode in MODES:
                 with Pair(options, space, mode.split()[0], lab(options, "service=kv"),
                           period="1s" if mode == LONGER else "100ms") as pair:
                     pair.wait_until_protected()
-                    full[mode].append(quietly(lambda: load(options, pair, 1, seconds)))
-                    piped[mode].append(quietly(lambda: load(options, pair, 16, seconds)))
+                    full[mode].append(load(options, pair, 1, seconds))
+                    piped[mode].append(load(options, pair, 16, seconds))
                     rate = full["none"][-1]["per_second"] / 2
-                    half[mode].append({**quietly(lambda: load(options, pair, 1, seconds, rate)), "rate": rate})
+                    half[mode].append({**load(options, pair, 1, seconds, rate), "rate": rate})
     runs = len(full["none"])
 
     def ratio(results, mode, what, base="none"):
@@ -54,7 +59,7 @@ def run(options):
         rows.append(Row(f"kv95_pipelined_vs_none_{name}", ratio(piped, mode, "per_second"), "×",
                         f"16 deep: {told(piped, mode, 'per_second')}/s; none {told(piped, 'none', 'per_second')}/s", runs,
                         target))
-        if all(each["per_second"] >= SUSTAINED * each["rate"] for each in half[mode] + half["none"]):
+        if sustained(half[mode]) and sustained(half["none"]):
             rows.append(Row(f"kv95_p99_vs_none_{name}", ratio(half, mode, "p99"), "×",
                             f"half load: p50 {told(half, mode, 'p50')} µs, p99 {told(half, mode, 'p99')} µs; none "
                             f"{told(half, 'none', 'p50')}, {told(half, 'none', 'p99')}; p99 of reads {told(half, mode, 'read_p99')}, "
