@@ -35,7 +35,9 @@ internal import Synchronization
       let bit = page & 63
       let width = min(64 - bit, last - page + 1)
       let mask = (width == 64 ? ~0 : (UInt64(1) << UInt64(width)) - 1) << UInt64(bit)
-      // A set bit needs no locked instruction: most writes hit ring pages that are already marked.
+      // A set bit needs no locked instruction: most writes hit ring pages that are already marked. Who harvests beside a writer, for the
+      // first copy, may take the bit while the bytes are still in this processor's store buffer; they are out of it, within
+      // microseconds, before all bits are taken and the first page is copied.
       if unsafe words[page >> 6].load(ordering: .relaxed) & mask != mask {
         _ = unsafe words[page >> 6].bitwiseOr(mask, ordering: .releasing)
       }

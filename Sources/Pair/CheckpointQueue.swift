@@ -15,6 +15,8 @@ struct WholeCheckpoint: Sendable {
   var held: [[UInt8]]
   /// How long its output waited, in microseconds.
   var wait: UInt32
+  /// Whether the primary looks for output that may leave early from here on.
+  var seeksEarly: Bool
   var state: [UInt8]
   var stage: PageStage
 }

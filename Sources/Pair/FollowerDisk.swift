@@ -4,7 +4,7 @@ internal import Glibc
 public import GuestMemory
 internal import Synchronization
 
-/// The disk of a secondary. Its file is the disk as of the last loaded checkpoint. What the primary changes is kept until
+/// The disk of a secondary. Its file is the disk as of the last loaded checkpoint, but for requests that were in flight there. What the primary changes is kept until
 /// the checkpoint of that epoch is loaded; what the secondary's own guest changes goes to an overlay, which each load throws
 /// away and a takeover makes part of the file.
 public final class FollowerDisk: ByteDisk {

@@ -45,8 +45,8 @@ public final class MirroredDisk: Disk {
     self.isBehind.withLock { $0 = isBehind }
   }
 
-  /// Writes do not wait, or no longer: somebody waits for them. A checkpoint that is to be taken is what lets the other side
-  /// catch up.
+  /// Writes do not wait, or no longer: somebody who pauses or resets the guest waits for them, and no checkpoint that would let the other
+  /// side catch up is taken meanwhile.
   public func hurry(_ hurries: Bool) { self.hurries.store(hurries, ordering: .sequentiallyConsistent) }
 
   private func awaitOther() {

@@ -10,6 +10,8 @@ internal import Synchronization
 public enum Marking: Sendable {
   /// It says so of none.
   case none
+  /// It is not looked at in this epoch (``EarlyPolicy``).
+  case unsought
   case unmarked
   /// It has, and what it is made of has changed since the newest checkpoint.
   case changed
@@ -114,6 +116,9 @@ public final class PairBackend: FrameBackend {
     }
   }
 
+  /// Whether it is looked for what may leave early, from here on. The machine stands still.
+  public func seekEarly(_ seeks: Bool) { state.withLock { $0.sources?.isIdle = !seeks } }
+
   /// What a follower's guest is given goes by what clients were told early.
   func heed(_ early: EarlyWatch) { state.withLock { $0.early = early } }
 
@@ -139,6 +144,7 @@ public final class PairBackend: FrameBackend {
       state.early = early
       state.side = .serving
       state.sources?.isFollowing = false
+      state.sources?.isIdle = false
       state.traffic = traffic
       state.mapper.failOver()
       state.awaiting = []
@@ -162,12 +168,16 @@ public final class PairBackend: FrameBackend {
   }
 
   /// The guest goes on from the primary's state at the end of `epoch`. The machine stands still.
-  public func loaded(epoch: UInt64, given: UInt64, mappings: [UInt8], addresses: [UInt8]) throws {
+  /// - Parameter seeksEarly: whether the primary looks for what may leave early in the epoch that follows.
+  public func loaded(
+    epoch: UInt64, given: UInt64, mappings: [UInt8], addresses: [UInt8], seeksEarly: Bool = true
+  ) throws {
     try log.rewind(toCheckpointAfter: given)
     let addresses = try CardAddresses(decoding: addresses)
     let failure: (any Error)? = state.withLock { state in
       state.awaiting.removeAll()
       state.sources?.restart()
+      state.sources?.isIdle = !seeksEarly
       state.addresses = addresses
       do { try state.mapper.checkpointLoaded(epoch: epoch, mappings: mappings) } catch { return error }
       return nil
@@ -243,7 +253,8 @@ public final class PairBackend: FrameBackend {
         // ARP, ICMPv6: few.
         if own.kind == .whole || own.key.proto == 58 { unsafe Self.hear(bytes, &state.addresses) }
         // Without room it comes again, and is looked at then.
-        if state.sources?.isUsed == true, !gate.hasRoom(for: size) { return full(size, state.traffic) }
+        let isSought = state.sources?.isIdle == false
+        if isSought, state.sources?.isUsed == true, !gate.hasRoom(for: size) { return full(size, state.traffic) }
         let standing =
           state.forwards && whole.count > NetHeader.size
           ? unsafe state.sources?.standing(
@@ -259,7 +270,7 @@ public final class PairBackend: FrameBackend {
           return .sent
         }
         var early: (synchronisedBy: UInt64, told: UInt64)?
-        var marking = state.sources?.isUsed == true ? Marking.unmarked : .none
+        var marking: Marking = state.sources?.isUsed != true ? .none : isSought ? .unmarked : .unsought
         if case .since(let checkpoint) = standing, let told = unsafe state.traffic.leavesEarly(bytes) {
           (early, marking) = ((checkpoint, told), .marked)
         } else if let standing {

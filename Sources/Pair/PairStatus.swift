@@ -138,6 +138,8 @@ public struct PairStatus: Codable, Equatable, Sendable {
     public var unknown: UInt64
     /// More than may in an epoch, or the secondary has not been heard for too long.
     public var refused: UInt64
+    /// It was not looked for, because little had left early when it was.
+    public var unsought: UInt64
   }
   public var notEarly: NotEarly?
   /// Frames that left early, or were to, and had to wait for something first.

@@ -16,13 +16,16 @@ extension PrimarySide {
       }
     }
     guard options.mode == .coloPlusPlus else { return }
-    markings.count(marking)
-    if marking == .open { return unsafe ask(frame) }
-    // What the secondary's guest has acknowledged with output that need not come, it does not say again.
-    let parsed = unsafe Frame(frame, header: NetHeader.size)
-    if marking == .unmarked, parsed.kind == .tcp, parsed.payload.isEmpty, gate.hasSentEarly(of: parsed.key) {
-      unsafe ask(frame)
+    if marking == .unmarked {
+      let parsed = unsafe Frame(frame, header: NetHeader.size)
+      if parsed.kind == .tcp, parsed.payload.isEmpty {
+        // What the secondary's guest has acknowledged with output that need not come, it does not say again.
+        if gate.hasSentEarly(of: parsed.key) { unsafe ask(frame) }
+        return
+      }
     }
+    markings.count(marking)
+    if marking == .open { unsafe ask(frame) }
   }
 
   private func ask(_ frame: UnsafeRawBufferPointer) {

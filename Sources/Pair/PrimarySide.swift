@@ -206,11 +206,12 @@ public final class PrimarySide: PairTraffic {
     // Before anything leaves that the secondary does not know of.
     if peer.role != .fenced { peer.leave() }
     // Whatever waited may go: there is nobody left who could contradict it.
-    for disk in disks { disk.mirror(to: nil) }
     backend?.endForwarding()
     early.end()
     gate.unprotect()
     backend?.roomMade()
+    // Waits for a write under way, which the disk may keep waiting.
+    for disk in disks { disk.mirror(to: nil) }
     state.withLock { $0.channel = nil }
     meter.channelEnded(bytesSent: channel.bytesSent)
     if machine.end == nil { peer.change(.peerLost) }
@@ -256,7 +257,7 @@ public final class PrimarySide: PairTraffic {
           try firstCopy(machine, disks, channel, stage)
         }
         var began: UInt64 = 0
-        let (saved, epoch, given, network) = try turn.borrow(machine) {
+        let (saved, epoch, given, network, seeksEarly) = try turn.borrow(machine) {
           began = lx_monotonic_ns()
           FaultPoints.pass(.paused) { machine.pause(draining: false) }
           let (saved, _) = try machine.capture(into: stage, dirty: &dirty)
@@ -268,6 +269,8 @@ public final class PrimarySide: PairTraffic {
             backend?.beginForwarding()
             gate.protect()
           }
+          let seeksEarly = markings.epochEnded()
+          backend?.seekEarly(seeksEarly)
           sources?.cut(epoch, changed: stage.pages)
           comparison.withLock { comparison in
             comparison.comparator.checkpoint()
@@ -278,7 +281,7 @@ public final class PrimarySide: PairTraffic {
             state.isCopying = false
           }
           FaultPoints.pass(.cut)
-          return (saved, epoch, given, network)
+          return (saved, epoch, given, network, seeksEarly)
         }
         FaultPoints.pass(.resumed)
         last = lx_monotonic_ns()
@@ -286,7 +289,7 @@ public final class PrimarySide: PairTraffic {
         sources?.update(stage, epoch: epoch)
         let resumed = machine.resumedAt
         meter.tookCheckpoint(epoch, cause, pause: (resumed > began ? resumed : last) - began, pages: stage.pages.count)
-        try send(stage, epoch, saved.encoded, first ? [0] : given, network, sent, channel)
+        try send(stage, epoch, saved.encoded, first ? [0] : given, network, seeksEarly, sent, channel)
         first = false
         guard awaitReceived(epoch, channel) else { return peer.loss }
       } catch {

@@ -41,6 +41,8 @@ struct ReplySources {
   private let pages: SourcePages
   /// The guest is a secondary's.
   var isFollowing = false
+  /// Nothing is looked at for now: no frame is taken for marked.
+  var isIdle = false
   private var generation: UInt32?
   private var rings: [(address: UInt64, next: UInt64)] = []
   private var flows: [FlowKey: [Record]] = [:]
@@ -84,7 +86,7 @@ struct ReplySources {
     guard frame.kind == .tcp else { return nil }
     // Of another connection of the same name.
     if frame.flags.contains(.syn) { forget(frame.key) }
-    guard !frame.payload.isEmpty else { return nil }
+    guard !isIdle, !frame.payload.isEmpty else { return nil }
     poll()
     guard !rings.isEmpty, frame.flags.isDisjoint(with: [.syn, .fin, .rst]), let place = flows.index(forKey: frame.key)
     else { return nil }

@@ -51,7 +51,9 @@ extension SecondarySide {
       let error = disk.load(epoch: last.epoch)
       guard error == 0 else { throw HostError(operation: "writing the disk", errno: error) }
     }
-    try parts.backend?.loaded(epoch: last.epoch, given: last.given, mappings: last.mappings, addresses: last.addresses)
+    try parts.backend?.loaded(
+      epoch: last.epoch, given: last.given, mappings: last.mappings, addresses: last.addresses,
+      seeksEarly: last.seeksEarly)
     state.withLock { state in
       state.loaded = last.epoch
       state.broken = nil

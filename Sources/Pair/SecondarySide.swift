@@ -253,7 +253,8 @@ public final class SecondarySide: PairTraffic {
           } catch { throw .invalid("\(error)") }
         }
         FaultPoints.pass(epoch > 0 ? .pagesStaged : .copyTaken)
-      case .checkpoint(let epoch, let pages, let given, let mappings, let addresses, let held, let wait, let saved):
+      case .checkpoint(
+        let epoch, let pages, let given, let mappings, let addresses, let held, let wait, let seeksEarly, let saved):
         guard epoch == received + 1 || received == 0, epoch > 0, pages == UInt64(stage.pages.count),
           let given = given.first, given >= lastGiven
         else {
@@ -271,7 +272,8 @@ public final class SecondarySide: PairTraffic {
         early.received(epoch)
         queue.put(
           WholeCheckpoint(
-            epoch: epoch, given: given, mappings: mappings, addresses: addresses, held: held, wait: wait, state: saved,
+            epoch: epoch, given: given, mappings: mappings, addresses: addresses, held: held, wait: wait,
+            seeksEarly: seeksEarly, state: saved,
             stage: stage))
         try channel.send(.received(epoch: epoch))
         FaultPoints.pass(.receivedSaid)

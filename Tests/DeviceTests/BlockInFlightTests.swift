@@ -9,8 +9,10 @@ import VirtioLayout
 /// A disk whose requests wait until they are let go, or hurried. Reads as sevens.
 private final class WaitingDisk: Disk {
   private let goes: Atomic<Bool>
-  private let hurries = Atomic(false)
+  private let isHurried = Atomic(false)
   private let count = Atomic(0)
+  /// Whether it can be hurried.
+  private let canHurry = Atomic(true)
   let isReadOnly = false
   let capacity: UInt64 = 1 << 30
 
@@ -19,11 +21,12 @@ private final class WaitingDisk: Disk {
   /// How many requests it has done.
   var done: Int { count.load(ordering: .acquiring) }
   func letGo() { goes.store(true, ordering: .relaxed) }
-  func hurry(_ hurries: Bool) { self.hurries.store(hurries, ordering: .relaxed) }
+  func hurry(_ hurries: Bool) { isHurried.store(hurries && canHurry.load(ordering: .relaxed), ordering: .relaxed) }
+  func takeItsTime() { canHurry.store(false, ordering: .relaxed) }
 
   private func work(_ nowait: Bool) -> DiskOutcome {
     if nowait { return .wouldBlock }
-    while !goes.load(ordering: .relaxed), !hurries.load(ordering: .relaxed) { usleep(1000) }
+    while !goes.load(ordering: .relaxed), !isHurried.load(ordering: .relaxed) { usleep(1000) }
     count.add(1, ordering: .releasing)
     return .done
   }
@@ -77,6 +80,46 @@ private final class WaitingDisk: Disk {
     defer { device.shutDown() }
     disk.letGo()
     #expect(driver.collect(16).count == 16)
+  }
+
+  /// What was in flight is more than is taken at once.
+  @Test func whoRestores_isHeldBackToo() throws {
+    defer { device.shutDown() }
+    let other = WaitingDisk()
+    let otherDevice = try BlockDevice(disk: other, serial: "test-disk", workerCount: 2)
+    defer { otherDevice.shutDown() }
+    let survivor = try TestDriver(otherDevice, memory: try GuestMemory(size: 16 << 20))
+    try survivor.memory.write(contents(driver.memory), at: 0)
+    survivor.queues = driver.queues
+    var writer = StateWriter()
+    driver.mmio.save(to: &writer)
+    var reader = StateReader(writer.bytes)
+    try survivor.mmio.restore(from: &reader)
+    survivor.mmio.resume()
+    survivor.run()
+    #expect(!survivor.mmio.poll(), "16 MiB are with the workers")
+    other.letGo()
+    #expect(survivor.collect(16).count == 16 && other.done == 16)
+    disk.letGo()
+  }
+
+  /// A secondary looks at a state while its own disk keeps the load of the one before waiting.
+  @Test func trial_doesNotWaitForTheDisk() throws {
+    defer { device.shutDown() }
+    var writer = StateWriter()
+    driver.mmio.save(to: &writer)
+    disk.takeItsTime()
+    let isTried = Flag()
+    let draining = try HostThread.start(name: "drain") { [driver] in driver.mmio.quiesce() }
+    let trying = try HostThread.start(name: "try") { [driver, bytes = writer.bytes] in
+      var reader = StateReader(bytes)
+      if (try? driver.mmio.restore(from: &reader, isTrial: true)) != nil { isTried.set() }
+    }
+    let end = Deadline(seconds: 5)
+    while !isTried.isSet, !end.passed { usleep(1000) }
+    #expect(isTried.isSet && disk.done == 0)
+    disk.letGo()
+    for thread in [draining, trying] { thread.join() }
   }
 
   /// The device thread sleeps while nothing more is taken, rather than find the same requests again and again.
@@ -181,6 +224,46 @@ private final class WaitingDisk: Disk {
     driver.mmio.resume()
     driver.run()
     #expect(driver.takeUsed().isEmpty && disk.done == done)
+  }
+
+  @Test func requestSpoiltMeanwhile_costsThatDeviceAReset() throws {
+    defer { device.shutDown() }
+    add(BlockRequestType.write, 0..<5)
+    driver.kick()
+    let saved = state(of: driver)
+    let other = WaitingDisk(goes: true)
+    let otherDevice = try BlockDevice(disk: other, serial: "test-disk", workerCount: 2)
+    defer { otherDevice.shutDown() }
+    let survivor = try TestDriver(otherDevice, memory: try GuestMemory(size: 4 << 20))
+    try survivor.memory.write(contents(driver.memory), at: 0)
+    survivor.queues = driver.queues
+    survivor.describe(survivor.queues[0].chains.keys.sorted()[2], 1 << 40, 512)
+    var reader = StateReader(saved)
+    try survivor.mmio.restore(from: &reader)
+    survivor.mmio.resume()
+    survivor.run()
+    #expect(survivor.needsReset)
+    // And it can be saved and taken in like that.
+    let broken = state(of: survivor)
+    reader = StateReader(broken)
+    try survivor.mmio.restore(from: &reader)
+    #expect(state(of: survivor) == broken && survivor.needsReset)
+    survivor.start(size: 64)
+    #expect(!survivor.needsReset)
+    disk.letGo()
+  }
+
+  /// Of a snapshot that was made before requests in flight were saved.
+  @Test func stateOfVersion1_hasNone() throws {
+    defer { device.shutDown() }
+    let saved = state(of: driver)
+    var old = saved
+    old.removeSubrange(saved.count - 10 - 32..<saved.count - 10)
+    old[4] = 1
+    old[6] = UInt8(saved.count - 10 - 32)
+    var reader = StateReader(old)
+    try driver.mmio.restore(from: &reader)
+    #expect(reader.remaining == 0 && state(of: driver) == saved)
   }
 
   /// Only a request that may be done twice is: a state that says so of another device is nobody's.

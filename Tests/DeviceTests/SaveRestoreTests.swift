@@ -144,6 +144,28 @@ struct SaveRestoreCase: CustomTestStringConvertible, Sendable {
             + "\(driver.bytes(data, 40)) \(driver.bytes(data + 0x2000, 72))"
         })
     },
+    SaveRestoreCase("net: in need of a reset, with a frame half spread over buffers") { memory in
+      let backend = try MemoryBackend()
+      let driver = try TestDriver(NetDevice(backend: backend, mac: [2, 0, 0, 0, 0, 1]), memory: memory)
+      let features = NetFeature.mergeableBuffers | CommonFeature.eventIndex
+      return Subject(
+        virtio: driver,
+        begin: {
+          driver.start(features, size: 16, queueCount: 2)
+          driver.add(0, [.writable(data, 40)])
+          driver.offer(0xffff)
+          backend.deliver([UInt8](repeating: 0x42, count: 100))
+          driver.kick(0)
+        },
+        finish: {
+          let broken = "\(driver.needsReset) \(driver.usedIndexes)"
+          driver.start(features, size: 16, queueCount: 2)
+          driver.add(0, [.writable(data + 0x2000, 200)])
+          backend.deliver([UInt8](repeating: 0x43, count: 60))
+          driver.kick(0)
+          return "\(broken) \(driver.takeUsed(0)) \(driver.bytes(data + 0x2000, 72))"
+        })
+    },
     SaveRestoreCase("blk: requests with the workers, others not looked at") { memory in
       let disk = try TestDisk(sectors: 64)
       let driver = try TestDriver(disk.device, memory: memory)
@@ -307,7 +329,7 @@ struct SaveRestoreCase: CustomTestStringConvertible, Sendable {
     #expect(entropy.status == 0)
   }
 
-  /// A disk request in flight at the cut is finished by the save, and its answer is in the saved memory.
+  /// A disk request in flight is finished by who quiesces, and its answer is in memory.
   @Test func quiesce_finishesDiskRequestsInFlight() throws {
     let disk = try TestDisk(sectors: 64)
     defer { disk.device.shutDown() }

@@ -66,6 +66,24 @@ extension Integration {
       #expect(try other.exchange("set k v\r\nget k\r\n", expecting: "+OK\r\n$1\r\nv\r\n"))
     }
 
+    /// Where hardly any reply may leave early, none is looked at, and it is `colo`; a client that reads again finds that they do.
+    @Test func clientsThatOnlyWrite_endTheSearch_andReadersBeginItAgain() throws {
+      let (first, second) = try pair("toldEarly=delay:0@1000000")
+      let client = try space.connect(port: 6379)
+      #expect(try client.exchange("set k v\r\n", expecting: "+OK\r\n"))
+      let unsought = try waitUntil(seconds: 30) {
+        _ = try space.inside("redis-benchmark", ["-h", Namespace.guest, "-t", "set", "-c", "20", "-n", "4000", "-q"])
+        return try number("notEarly", "unsought", of: "first") > 0
+      }
+      #expect(unsought)
+      let before = try number("held", "early", of: "first")
+      let found = try waitUntil(seconds: 60) {
+        #expect(try client.exchange("get k\r\n", expecting: "$1\r\nv\r\n"))
+        return try number("held", "early", of: "first") > before
+      }
+      #expect(found && first.console.contains("pair: now primary") && !second.console.contains("pair: now alone"))
+    }
+
     @Test func survivorThatSaysTheSame_goesOn() throws {
       let (first, second) = try pair("toldEarly=kill@5")
       let client = try space.connect(port: 6379)

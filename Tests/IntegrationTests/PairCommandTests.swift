@@ -174,7 +174,7 @@ extension Integration {
       #expect(isHeld)
 
       let names = [
-        "notEarly": ["unmarked", "changed", "unknown", "refused"],
+        "notEarly": ["unmarked", "changed", "unknown", "refused", "unsought"],
         "earlyAwaited": ["input", "earlier", "checkpoint", "distrusted"],
       ]
       for (name, keys) in names {

@@ -42,7 +42,7 @@ struct ClaimTests {
     }
     var newest: UInt64 = 0
     while newest < 3, let message = try? mine.receive(within: 2000) {
-      guard case .checkpoint(let epoch, _, _, _, _, _, _, _) = message else { continue }
+      guard case .checkpoint(let epoch, _, _, _, _, _, _, _, _) = message else { continue }
       newest = epoch
       if epoch == 1 { try mine.send(claim) }
       _ = try? mine.send(.received(epoch: epoch))

@@ -302,6 +302,40 @@ private final class DiskPair {
     #expect(pair.changes.take().count == (until == "lost" ? 0 : 1))
   }
 
+  /// Telling may take as long as the channel or the file makes it; the device thread does not wait behind it.
+  @Test func writeBehindAnotherThatIsTold_isOneForAWorker() throws {
+    let pair = try DiskPair(contents: [UInt8](repeating: 7, count: DiskPair.size))
+    let (isTelling, goes, outcomes) = (Shared(false), Shared(false), Shared(false))
+    pair.mirrored.mirror { _ in
+      isTelling.value = true
+      while !goes.value { usleep(1000) }
+    }
+    let buffers = pair.buffers(512)
+    let (disk, memory) = (pair.mirrored, pair.memory)
+    let worker = try HostThread.start(name: "worker") {
+      _ = disk.write(memory, buffers, offset: 0, count: 512, position: 0, nowait: false)
+    }
+    #expect(waitUntil { isTelling.value })
+    let device = try HostThread.start(name: "device") {
+      outcomes.value = disk.write(memory, buffers, offset: 0, count: 512, position: 0, nowait: true) == .wouldBlock
+    }
+    #expect(waitUntil { outcomes.value })
+    goes.value = true
+    for thread in [worker, device] { thread.join() }
+  }
+
+  /// A request in flight at the cut: its change may be told when the checkpoint has been loaded already.
+  @Test(arguments: [false, true]) func changeToldLate_comesWithTheNextLoad_orNotAtAll(takesOver: Bool) throws {
+    let pair = try DiskPair(contents: [UInt8](repeating: 7, count: DiskPair.size))
+    #expect(pair.follower.load(epoch: 1) == 0)
+    #expect(pair.follower.keep(DiskChange(position: 512, kind: .write([UInt8](repeating: 9, count: 512))), epoch: 1))
+    #expect(pair.follower.keep(DiskChange(position: 512, kind: .write([UInt8](repeating: 5, count: 100))), epoch: 2))
+    #expect(pair.file(1)[512] == 7)
+    #expect(takesOver ? pair.follower.takeOver() == 0 : pair.follower.load(epoch: 2) == 0)
+    #expect(pair.file(1)[512..<612].allSatisfy { $0 == (takesOver ? 7 : 5) })
+    #expect(pair.file(1)[612..<1024].allSatisfy { $0 == (takesOver ? 7 : 9) })
+  }
+
   /// A message has a limit, which a request has not.
   @Test func largeWrite_isToldInPieces() throws {
     let size = 40 << 20

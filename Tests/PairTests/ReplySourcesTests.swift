@@ -111,6 +111,19 @@ import VirtioLayout
     #expect(send("$hello") == nil, "told of another place in the stream")
   }
 
+  /// More than the ring holds is told meanwhile.
+  @Test mutating func idle_nothingIsMarked_andAfterItAsBefore() throws {
+    sources.isIdle = true
+    for number in 0..<300 as Range<UInt32> {
+      try tell("$hello", at: 1000 + 6 * number, sources: Self.copied)
+      #expect(send("$hello", at: 1000 + 6 * number) == nil)
+    }
+    sources.isIdle = false
+    try tell("$hello", at: 5000, sources: Self.copied)
+    #expect(send("$hello", at: 5000) == 1)
+    #expect(send("$hello", at: 5000) == nil, "sent again")
+  }
+
   /// A server answers each write from the same constant, which every checkpoint holds: that says nothing of what was stored.
   @Test mutating func notTold_fromPagesThatEveryCheckpointHolds_isNot() throws {
     let (constant, text) = (0xb000 as UInt64, "STORED\r\n")

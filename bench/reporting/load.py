@@ -91,7 +91,7 @@ WAYS = (("atOnce", "at once, before there was a secondary", "#8c959f"), ("early"
 
 
 NOT_EARLY = (("unmarked", "unmarked", "#8c959f"), ("changed", "changed since the checkpoint", "#d55e00"),
-             ("unknown", "not known yet", "#4aa3df"), ("refused", "too many", "#e69f00"))
+             ("unknown", "not known yet", "#4aa3df"), ("refused", "too many", "#e69f00"), ("unsought", "not looked for", "#9467bd"))
 AWAITED = (("input", "input to arrive", "#4aa3df"), ("earlier", "earlier output", "#8c959f"),
            ("checkpoint", "a checkpoint on its way", "#e69f00"), ("distrusted", "one after a difference", "#d55e00"))
 
@@ -106,7 +106,7 @@ def plots(data):
         held.append((mode, [each / 1000 for each in status["heldSpreadMicroseconds"]]))
         stood.append((mode, [each / 1000 for each in status["pauseSpreadMicroseconds"]]))
         if "notEarly" in status:
-            reasons.append((mode, [(colour, status["notEarly"][key], label) for key, label, colour in NOT_EARLY]))
+            reasons.append((mode, [(colour, status["notEarly"].get(key, 0), label) for key, label, colour in NOT_EARLY]))
             waits.append((mode, [(colour, status["earlyAwaited"][key], label) for key, label, colour in AWAITED]))
         ways.append((mode, [(colour, out[key], label) for key, label, colour in WAYS]))
     early = [(svg_time.shares("Why output did not leave early", "share of those frames since the pair began", reasons) +

@@ -48,9 +48,9 @@ enum StatusText {
       rows.append(("let out", left + ", \(held.refused) refused, \(held.contradicted) contradicted"))
     }
     if let held = pair.heldMicroseconds { rows.append(("held for", times(held))) }
-    if let why = pair.notEarly, why.unmarked + why.changed + why.unknown + why.refused > 0 {
+    if let why = pair.notEarly, why.unmarked + why.changed + why.unknown + why.refused + why.unsought > 0 {
       let made = "\(why.unmarked) unmarked, \(why.changed) made of what has changed, \(why.unknown) not known yet"
-      rows.append(("not early", made + ", \(why.refused) refused"))
+      rows.append(("not early", made + ", \(why.refused) refused, \(why.unsought) not looked at"))
     }
     if let why = pair.earlyAwaited, why.input + why.earlier + why.checkpoint + why.distrusted > 0 {
       let others = "\(why.earlier) earlier output, \(why.checkpoint) a checkpoint, \(why.distrusted) after a difference"

@@ -91,7 +91,8 @@ final class DiskSlots: Sendable {
   }
 
   /// Hands every finished request to `body` and frees its slot. What was read is marked here once more: the worker may have
-  /// done so before pages were harvested that a guest was not yet to know of, and this is where it gets to know.
+  /// done so before pages were harvested that a guest was not yet to know of, and this is where it gets to know. And no harvest for a
+  /// checkpoint runs beside this thread, as it may beside a worker.
   func takeFinished(
     _ workers: DiskWorkers, _ body: (DescriptorChain, BlockRequest, DiskOutcome) -> Void
   ) {

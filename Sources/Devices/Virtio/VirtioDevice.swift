@@ -13,7 +13,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   var queueCount: Int { get }
   /// Whether a driver's requests follow each other closely enough to be looked for (``EventHandler/polls``).
   var polls: Bool { get }
-  /// Whether a request that was in flight when the state was saved may be done again by who takes the state in.
+  /// Whether a request that was in flight when the state was saved may be done again by who takes the state in. Such a device gives
+  /// no chain back unused (``QueueSet/unpop(_:_:)``).
   var repeatsRequests: Bool { get }
   /// Configuration space; bytes beyond it read as zero.
   var configuration: [UInt8] { get }
@@ -112,6 +113,8 @@ public struct QueueSet: Sendable {
     guard isUsable(index) else { return fallback }
     do throws(QueueError) { return try body(&queues[index], memory) } catch {
       failure = error
+      // Nothing is given back before the reset, nor to be done again.
+      for index in queues.indices { queues[index].forgetInFlight() }
       return fallback
     }
   }

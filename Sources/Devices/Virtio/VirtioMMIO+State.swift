@@ -27,6 +27,12 @@ extension VirtioMMIO {
   }
 
   public func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError) {
+    if isTrial {
+      // Without the lock, which is held for as long as a disk takes when somebody drains it.
+      var nobody = Registers(
+        queues: QueueSet(memory: memory, count: device.queueCount, interrupt: interrupt, mistakes: mistakes))
+      return try restore(&nobody, from: &reader, isTrial)
+    }
     var failure: StateError?
     var input = reader
     state.withLock { state in

@@ -18,6 +18,7 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
   public let notifyDescriptors: [CInt]
 
   let device: any VirtioDevice
+  let memory: GuestMemory
   let interrupt: VirtioInterrupt
   let offered: UInt64
   let state: Mutex<Registers>
@@ -40,6 +41,7 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
   ) throws(HostError) {
     self.name = name
     self.device = device
+    self.memory = memory
     interrupt = VirtioInterrupt(line: line)
     offered =
       device.features | CommonFeature.version1 | CommonFeature.eventIndex | CommonFeature.indirectDescriptors

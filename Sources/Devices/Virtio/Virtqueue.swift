@@ -249,6 +249,8 @@ public struct Virtqueue: Sendable, Equatable {
 
   // MARK: In flight
 
+  mutating func forgetInFlight() { (inFlight, unfinished) = (HeadSet(), HeadSet()) }
+
   /// Whether chains are with the device, or were where this state comes from.
   public var hasInFlight: Bool { !inFlight.isEmpty || !unfinished.isEmpty }
 

@@ -14,7 +14,7 @@ public struct PauseReport: Equatable, Sendable {
 
 extension Machine {
   /// Stops the guest. On return every vCPU is out of KVM_RUN with its last port or MMIO access complete and the device thread
-  /// is parked: state and RAM hold still. On a machine that is not running it does nothing.
+  /// is parked: state and RAM hold still. A machine that is paused it only drains, one that was not started it leaves alone.
   /// - Parameter draining: also waits for disk requests in flight. Without, those go on beside the pause; until it ends, the
   ///   state has them as in flight, and what they read belongs to nobody.
   @discardableResult
@@ -24,7 +24,10 @@ extension Machine {
       phase = .paused
       return true
     }
-    guard isRunning else { return PauseReport(vcpus: 0, devices: 0) }
+    guard isRunning else {
+      if draining, phase.withLock({ $0 == .paused }) { for device in devices { device.quiesce() } }
+      return PauseReport(vcpus: 0, devices: 0)
+    }
     let start = lx_monotonic_ns()
     pausedAt.store(start, ordering: .relaxed)
     control.ask(.pause)

@@ -20,10 +20,11 @@ public enum Message: Equatable, Sendable {
   /// been given, which sequence numbers are mapped (``SequenceMapper/encoded``), whose addresses the card has
   /// (``CardAddresses/encoded``), and what clients may see only after it
   /// (``OutputGate/held(frames:bytes:)``). With the count of pages, so that none is missed; and how long output that did not
-  /// leave at once or early was held since the last one, in microseconds, on average.
+  /// leave at once or early was held since the last one, in microseconds, on average; and whether it looks for output that may
+  /// leave early in the epoch that begins.
   case checkpoint(
     epoch: UInt64, pages: UInt64, given: [UInt64], mappings: [UInt8], addresses: [UInt8], held: [[UInt8]], wait: UInt32,
-    state: [UInt8])
+    seeksEarly: Bool, state: [UInt8])
   /// Secondary: it holds checkpoint `epoch` whole.
   case received(epoch: UInt64)
   /// Secondary: its machine stands on checkpoint `epoch`, which took so long.
@@ -116,7 +117,8 @@ extension Message {
     case .pages(let epoch, let run):
       out.put(epoch)
       out.put(run)
-    case .checkpoint(let epoch, let pages, let given, let mappings, let addresses, let held, let wait, let state):
+    case .checkpoint(
+      let epoch, let pages, let given, let mappings, let addresses, let held, let wait, let seeksEarly, let state):
       out.put(epoch)
       out.put(pages)
       out.put(UInt8(given.count))
@@ -126,6 +128,7 @@ extension Message {
       out.put(UInt32(held.count))
       for frame in held { out.put(frame) }
       out.put(wait)
+      out.put(seeksEarly)
       out.put(state)
     case .received(let epoch): out.put(epoch)
     case .loaded(let epoch, let nanoseconds):
@@ -185,7 +188,7 @@ extension Message {
       for _ in 0..<(try reader.get(UInt32.self)) { held.append(try reader.get()) }
       self = .checkpoint(
         epoch: epoch, pages: pages, given: given, mappings: mappings, addresses: addresses, held: held,
-        wait: try reader.get(), state: try reader.get())
+        wait: try reader.get(), seeksEarly: try reader.get(Bool.self), state: try reader.get())
     case 8: self = .received(epoch: try reader.get())
     case 9: self = .loaded(epoch: try reader.get(), nanoseconds: try reader.get())
     case 10: self = .heartbeat(term: try reader.get(), time: try reader.get())

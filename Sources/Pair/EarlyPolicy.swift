@@ -1,0 +1,32 @@
+/// Whether it pays to look for output that may leave early, by what came of it in the epochs before. Where most replies confirm
+/// writes, or are made of what was just written, looking costs both sides a few microseconds a frame, and `colo` alone is faster.
+/// It is tried again after a while. A value.
+struct EarlyPolicy {
+  /// Frames in an epoch below which nothing is concluded: looking at so few costs nothing that counts.
+  private static let fewest: UInt64 = 64
+  private static let (shortest, longest) = (2, 32)
+  /// Epochs to do without after the next one that brings little.
+  private var span = Self.shortest
+  /// Of the present ones, those that are left.
+  private var left = 0
+
+  /// - Parameters:
+  ///   - early: frames of the epoch that left early.
+  ///   - held: those that did not, because they were not marked or what they are made of has changed.
+  /// - Returns: whether to look in the next epoch.
+  mutating func epochEnded(early: UInt64, held: UInt64) -> Bool {
+    if left > 0 {
+      left -= 1
+      return left == 0
+    }
+    guard early + held >= Self.fewest else { return true }
+    // A frame that leaves early saves about twice what looking at one costs.
+    guard early < held / 2 else {
+      span = Self.shortest
+      return true
+    }
+    left = span
+    span = min(2 * span, Self.longest)
+    return false
+  }
+}
