@@ -20,8 +20,8 @@ struct EarlyPolicy {
       return left == 0
     }
     guard early + held >= Self.fewest else { return true }
-    // A frame that leaves early saves about twice what looking at one costs.
-    guard early < held / 2 else {
+    // Measured (lab store): with 0.6 early frames for each in vain this mode was slower than `colo`, with two it was faster.
+    guard early < held else {
       span = Self.shortest
       return true
     }

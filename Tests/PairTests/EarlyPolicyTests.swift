@@ -8,14 +8,14 @@ import Testing
     (0..<epochs).map { _ in policy.epochEnded(early: early, held: held ?? 100 - early) }
   }
 
-  @Test(arguments: [34, 50, 100] as [UInt64]) func enough_isLookedForAlways(early: UInt64) {
+  @Test(arguments: [50, 75, 100] as [UInt64]) func enough_isLookedForAlways(early: UInt64) {
     var policy = EarlyPolicy()
     #expect(run(&policy, early: early, epochs: 100) == [Bool](repeating: true, count: 100))
   }
 
   @Test func little_isLookedForLessAndLess() {
     var policy = EarlyPolicy()
-    let looks = run(&policy, early: 30, epochs: 200)
+    let looks = run(&policy, early: 49, epochs: 200)
     let tries = looks.indices.filter { looks[$0] }
     #expect(tries == [2, 7, 16, 33, 66, 99, 132, 165, 198], "2, 4, 8, 16 and 32 epochs without")
   }
