@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/ethtool.h>
+#include <linux/kvm.h>
 #include <linux/sockios.h>
 #include <net/if.h>
 #include <netdb.h>
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
@@ -115,4 +117,23 @@ int harness_receive(int fd, void *bytes, int count, int timeout_ms) {
     if (got > 0) done += (int)got;
   }
   return done;
+}
+
+int harness_make_machine(void) {
+  int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+  if (kvm < 0) return -errno;
+  int machine = ioctl(kvm, KVM_CREATE_VM, 0);
+  int result = machine < 0 ? -errno : machine;
+  close(kvm);
+  return result;
+}
+
+void harness_swap_memory(int machine) {
+  void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (page == MAP_FAILED) return;
+  struct kvm_userspace_memory_region slot = {.memory_size = 4096, .userspace_addr = (uintptr_t)page};
+  ioctl(machine, KVM_SET_USER_MEMORY_REGION, &slot);
+  slot.memory_size = 0;
+  ioctl(machine, KVM_SET_USER_MEMORY_REGION, &slot);
+  munmap(page, 4096);
 }

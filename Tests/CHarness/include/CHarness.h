@@ -16,3 +16,7 @@ int harness_disable_offloads(const char *path, const char *interface);
 /// Sends all and receives until `count` bytes or the deadline; bytes received, or -errno.
 int harness_send_all(int fd, const void *bytes, int count);
 int harness_receive(int fd, void *bytes, int count, int timeout_ms);
+/// A KVM machine without CPUs and memory: a descriptor, or -errno.
+int harness_make_machine(void);
+/// Gives it a page of memory and takes it away.
+void harness_swap_memory(int machine);

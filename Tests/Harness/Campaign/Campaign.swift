@@ -35,7 +35,7 @@ public struct Campaign {
         var runner = RoundRunner(round, guest: guest, folder: folder)
         result = runner.run()
         tries += 1
-        if result.isVoid { print("round \(number + 1): this host's disk stood still for \(Int(result.diskStood)) s") }
+        if result.isVoid { print("round \(number + 1): this host stood still for \(Int(result.hostStood)) s") }
       } while result.isVoid && tries < 3 && !isInterrupted()
       if isInterrupted() {
         try? FileManager.default.removeItem(at: folder)
@@ -66,7 +66,8 @@ extension RoundRunner.Result {
   fileprivate var summary: String {
     let seconds = String(format: "%.1f s", seconds)
     let remarks = (notes.isEmpty ? "" : " (\(notes.joined(separator: ", ")))") + ", kills: \(kills)"
-    let verdict = failures.isEmpty ? "ok" : "FAILED"
+    let stood = hostStood > 1 ? String(format: "the host stood still for %.1f s: ", hostStood) : ""
+    let verdict = stood + (failures.isEmpty ? "ok" : "FAILED")
     guard let report else { return "\(remarks): \(seconds): \(verdict)" }
     let late = report.lateResets > 0 ? ", late resets: \(report.lateResets)" : ""
     return

@@ -10,13 +10,15 @@ public struct RoundRunner {
     /// Sides that ended by SIGKILL: by a blow, or at a fault point.
     public var kills: Int
     public var seconds: Double
-    /// How long this host's disk stood still at a time, in seconds.
-    public var diskStood: Double
+    /// For how long this host made anybody wait at a time, in seconds (``HostWitness``).
+    public var hostStood: Double
 
-    /// Whether nothing is wrong but that something came late, and the disk may be why: such a round says nothing.
+    /// Whether nothing is wrong but that something came late, and the host may be why: such a round says nothing.
     public var isVoid: Bool {
-      guard diskStood > 2, !failures.isEmpty else { return false }
-      let lateness = ["no reply for", "not connected for", "did not end within", "on the console within"]
+      guard hostStood > 2, !failures.isEmpty else { return false }
+      let lateness = [
+        "no reply for", "not connected for", "did not end within", "on the console within", "ended without a blow",
+      ]
       // What did not end in time is quoted, with what the clients said.
       let loss = ["reset by peer", "a reset of", "closed the connection", "no order explains it"]
       return failures.allSatisfy { text in
@@ -45,14 +47,14 @@ public struct RoundRunner {
     let start = ContinuousClock.now
     var failures: [String] = []
     var report: Load.Report?
-    var witness: DiskWitness?
+    var witness: HostWitness?
     do {
-      witness = try DiskWitness(folder)
+      witness = try HostWitness(folder)
       report = try play(&failures)
     } catch { failures.append("\(error)") }
     let time = (ContinuousClock.now - start) / .seconds(1)
     return Result(
-      report: report, failures: failures, notes: notes, kills: kills, seconds: time, diskStood: witness?.end() ?? 0)
+      report: report, failures: failures, notes: notes, kills: kills, seconds: time, hostStood: witness?.end() ?? 0)
   }
 
   private mutating func play(_ failures: inout [String]) throws -> Load.Report {
@@ -71,6 +73,7 @@ public struct RoundRunner {
       for index in blows.indices where !isOver { try suffer(index, pair, load) }
     } catch { failures.append("\(error)") }
     kills = try pair.guests.count { try !$0.isRunning && $0.waitForExit() == -SIGKILL }
+    let isPair = pair.secondary != nil
     load.open(depth: 1)
     usleep(700_000)
     if !pair.primary.isRunning { failures.append("who served has ended: …\(pair.primary.console.suffix(300))") }
@@ -78,6 +81,7 @@ public struct RoundRunner {
     failures += report.failures
     failures += history.check()
     if report.diskErrors > 0 { notes.append("disk errors: \(report.diskErrors)") }
+    if isPair, pair.isAlone { failures.append("the pair ended without a blow: …\(pair.primary.console.suffix(300))") }
     failures += try checkDisks(pair, history)
     for guest in pair.guests {
       for line in guest.console.split(separator: "\n") where line.contains("ended by itself") {
@@ -92,12 +96,15 @@ public struct RoundRunner {
   private func checkDisks(_ pair: ProtectedPair, _ history: History) throws -> [String] {
     let disk = pair.disk(of: pair.primary)
     var failures: [String] = []
-    if let secondary = pair.secondary, secondary.isRunning {
+    if let secondary = pair.secondary, secondary.isRunning, !pair.isAlone {
       // Linux writes its journal some seconds later.
       let same = try waitUntil(seconds: guest == .lab ? 5 : 20) {
         try Harness.run("cmp", [disk.path, pair.disk(of: secondary).path]).status == 0
       }
-      if !same { failures.append("the disks of a pair at rest differ") }
+      // Who has given up its secondary by now tells it no more.
+      if !same {
+        failures.append(pair.isAlone ? "the pair ended without a blow" : "the disks of a pair at rest differ")
+      }
     }
     guard guest == .linux else { return try failures + JournalCheck.check(disk: disk, against: history) }
     pair.primary.signal(SIGKILL)
