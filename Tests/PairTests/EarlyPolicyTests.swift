@@ -17,19 +17,19 @@ import Testing
     var policy = EarlyPolicy()
     let looks = run(&policy, early: 49, epochs: 200)
     let tries = looks.indices.filter { looks[$0] }
-    #expect(tries == [2, 7, 16, 33, 66, 99, 132, 165, 198], "2, 4, 8, 16 and 32 epochs without")
+    #expect(tries == [0, 1, 4, 9, 18, 35, 68, 101, 134, 167], "then 2, 4, 8, 16, 32 without")
   }
 
   @Test func whenThereIsMoreAgain_itIsLookedForAtOnce_andShortlyMissedTheNextTime() {
     var policy = EarlyPolicy()
-    _ = run(&policy, early: 0, epochs: 67)
-    let looks = run(&policy, early: 90, epochs: 10) + run(&policy, early: 0, epochs: 3)
-    #expect(looks == [Bool](repeating: true, count: 10) + [false, false, true])
+    _ = run(&policy, early: 0, epochs: 68)
+    let looks = run(&policy, early: 90, epochs: 10) + run(&policy, early: 0, epochs: 6)
+    #expect(looks == [Bool](repeating: true, count: 12) + [false, false, true, false])
   }
 
   @Test func fewFrames_proveNothing() {
     var policy = EarlyPolicy()
-    let looks = run(&policy, early: 0, held: 63, epochs: 50) + run(&policy, early: 0, held: 64, epochs: 1)
-    #expect(looks == [Bool](repeating: true, count: 50) + [false])
+    let looks = run(&policy, early: 0, held: 63, epochs: 50) + run(&policy, early: 0, held: 64, epochs: 3)
+    #expect(looks == [Bool](repeating: true, count: 52) + [false])
   }
 }
