@@ -44,6 +44,7 @@ public final class Channel: Sendable {
     var end = 0
     /// Messages of a record that has proved authentic.
     var messages = 0..<0
+    var moderation: ReceiveModeration?
   }
 
   private let descriptor: CInt
@@ -293,6 +294,9 @@ public final class Channel: Sendable {
     }
   }
 
+  /// What comes may wait a moment for more, where receiving takes much of a CPU.
+  public func moderateReceiving() { reader.withLock { $0.moderation = ReceiveModeration() } }
+
   /// The next message. For the receiving thread.
   /// - Parameter milliseconds: how long it may take; nil for any time.
   /// - Throws: ``ChannelError``, or ``StateError`` for a message that is none.
@@ -362,7 +366,8 @@ public final class Channel: Sendable {
       }
       if result == -Int(EINTR) { continue }
       if result == -Int(EAGAIN) {
-        try wait(until: deadline)
+        let pause = reader.moderation?.pause(now: lx_monotonic_ns(), cpu: lx_thread_cpu_ns) ?? 0
+        if pause > 0 { usleep(UInt32(pause / 1000)) } else { try wait(until: deadline) }
         continue
       }
       guard result > 0 else {
