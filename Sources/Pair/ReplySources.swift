@@ -41,7 +41,7 @@ struct ReplySources {
   private let pages: SourcePages
   /// The guest is a secondary's.
   var isFollowing = false
-  /// Nothing is looked at for now: no frame is taken for marked.
+  /// While it is, nothing is looked at, and no frame is taken for marked.
   var isIdle = false
   private var generation: UInt32?
   private var rings: [(address: UInt64, next: UInt64)] = []

@@ -1,6 +1,7 @@
+import CLinux
 import Devices
-import Glibc
 import GuestMemory
+import Harness
 import StateCodec
 import Synchronization
 import Testing
@@ -8,25 +9,37 @@ import VirtioLayout
 
 /// A disk whose requests wait until they are let go, or hurried. Reads as sevens.
 private final class WaitingDisk: Disk {
+  /// An eventfd, readable while requests are let go or hurried.
+  private let gate = lx_eventfd(0)
   private let goes: Atomic<Bool>
-  private let isHurried = Atomic(false)
   private let count = Atomic(0)
   /// Whether it can be hurried.
   private let canHurry = Atomic(true)
   let isReadOnly = false
   let capacity: UInt64 = 1 << 30
 
-  init(goes: Bool = false) { self.goes = Atomic(goes) }
+  init(goes: Bool = false) {
+    self.goes = Atomic(goes)
+    if goes { lx_eventfd_signal(gate) }
+  }
+
+  deinit { lx_close(gate) }
 
   /// How many requests it has done.
   var done: Int { count.load(ordering: .acquiring) }
-  func letGo() { goes.store(true, ordering: .relaxed) }
-  func hurry(_ hurries: Bool) { isHurried.store(hurries && canHurry.load(ordering: .relaxed), ordering: .relaxed) }
+  func letGo() {
+    goes.store(true, ordering: .relaxed)
+    lx_eventfd_signal(gate)
+  }
+  func hurry(_ hurries: Bool) {
+    guard canHurry.load(ordering: .relaxed), !goes.load(ordering: .relaxed) else { return }
+    if hurries { lx_eventfd_signal(gate) } else { _ = lx_eventfd_take(gate) }
+  }
   func takeItsTime() { canHurry.store(false, ordering: .relaxed) }
 
   private func work(_ nowait: Bool) -> DiskOutcome {
     if nowait { return .wouldBlock }
-    while !goes.load(ordering: .relaxed), !isHurried.load(ordering: .relaxed) { usleep(1000) }
+    HostThread.waitReadable(gate)
     count.add(1, ordering: .releasing)
     return .done
   }
@@ -45,6 +58,34 @@ private final class WaitingDisk: Disk {
   func flush() -> DiskOutcome { .done }
   func discard(position: UInt64, count: UInt64) -> DiskOutcome { .done }
   func writeZeroes(position: UInt64, count: UInt64, unmap: Bool) -> DiskOutcome { .done }
+}
+
+/// Who goes on from another's state, with a disk of its own.
+private struct Survivor {
+  let disk: WaitingDisk
+  let device: BlockDevice
+  let driver: TestDriver
+
+  /// - Parameter prepare: what happens to its memory before it takes the state in.
+  init(
+    of other: TestDriver, disk: WaitingDisk = WaitingDisk(goes: true), _ state: [UInt8],
+    prepare: (TestDriver) -> Void = { _ in }
+  ) throws {
+    self.disk = disk
+    device = try BlockDevice(disk: disk, serial: "test-disk", workerCount: 2)
+    driver = try TestDriver(device, memory: try GuestMemory(size: other.memory.size))
+    try driver.memory.write(contents(other.memory), at: 0)
+    driver.queues = other.queues
+    prepare(driver)
+    var reader = StateReader(state)
+    try driver.mmio.restore(from: &reader)
+  }
+}
+
+private func state(of driver: TestDriver) -> [UInt8] {
+  var writer = StateWriter()
+  driver.mmio.save(to: &writer)
+  return writer.bytes
 }
 
 /// What who drains has to wait for is bounded, whatever the guest has asked for.
@@ -85,39 +126,28 @@ private final class WaitingDisk: Disk {
   /// What was in flight is more than is taken at once.
   @Test func whoRestores_isHeldBackToo() throws {
     defer { device.shutDown() }
-    let other = WaitingDisk()
-    let otherDevice = try BlockDevice(disk: other, serial: "test-disk", workerCount: 2)
-    defer { otherDevice.shutDown() }
-    let survivor = try TestDriver(otherDevice, memory: try GuestMemory(size: 16 << 20))
-    try survivor.memory.write(contents(driver.memory), at: 0)
-    survivor.queues = driver.queues
-    var writer = StateWriter()
-    driver.mmio.save(to: &writer)
-    var reader = StateReader(writer.bytes)
-    try survivor.mmio.restore(from: &reader)
-    survivor.mmio.resume()
-    survivor.run()
-    #expect(!survivor.mmio.poll(), "16 MiB are with the workers")
-    other.letGo()
-    #expect(survivor.collect(16).count == 16 && other.done == 16)
+    let survivor = try Survivor(of: driver, disk: WaitingDisk(), state(of: driver))
+    defer { survivor.device.shutDown() }
+    survivor.driver.mmio.resume()
+    survivor.driver.run()
+    #expect(!survivor.driver.mmio.poll(), "16 MiB are with the workers")
+    survivor.disk.letGo()
+    #expect(survivor.driver.collect(16).count == 16 && survivor.disk.done == 16)
     disk.letGo()
   }
 
   /// A secondary looks at a state while its own disk keeps the load of the one before waiting.
   @Test func trial_doesNotWaitForTheDisk() throws {
     defer { device.shutDown() }
-    var writer = StateWriter()
-    driver.mmio.save(to: &writer)
+    let saved = state(of: driver)
     disk.takeItsTime()
     let isTried = Flag()
     let draining = try HostThread.start(name: "drain") { [driver] in driver.mmio.quiesce() }
-    let trying = try HostThread.start(name: "try") { [driver, bytes = writer.bytes] in
-      var reader = StateReader(bytes)
+    let trying = try HostThread.start(name: "try") { [driver] in
+      var reader = StateReader(saved)
       if (try? driver.mmio.restore(from: &reader, isTrial: true)) != nil { isTried.set() }
     }
-    let end = Deadline(seconds: 5)
-    while !isTried.isSet, !end.passed { usleep(1000) }
-    #expect(isTried.isSet && disk.done == 0)
+    #expect(waitUntil { isTried.isSet } && disk.done == 0)
     disk.letGo()
     for thread in [draining, trying] { thread.join() }
   }
@@ -161,12 +191,6 @@ private final class WaitingDisk: Disk {
     }
   }
 
-  private func state(of driver: TestDriver) -> [UInt8] {
-    var writer = StateWriter()
-    driver.mmio.save(to: &writer)
-    return writer.bytes
-  }
-
   @Test(arguments: [BlockRequestType.read, BlockRequestType.write]) func whoRestores_doesThemAgain(type: UInt32) throws
   {
     defer { device.shutDown() }
@@ -175,22 +199,17 @@ private final class WaitingDisk: Disk {
     driver.kick()
     add(type, 5..<6)
     let cut = state(of: driver)
-    let other = WaitingDisk(goes: true)
-    let otherDevice = try BlockDevice(disk: other, serial: "test-disk", workerCount: 2)
-    defer { otherDevice.shutDown() }
-    let survivor = try TestDriver(otherDevice, memory: try GuestMemory(size: 4 << 20))
-    try survivor.memory.write(contents(driver.memory), at: 0)
-    survivor.queues = driver.queues
-    var reader = StateReader(cut)
-    try survivor.mmio.restore(from: &reader)
-    #expect(state(of: survivor) == cut, "nothing is lost when it is saved again before it is at work")
-    #expect(other.done == 0, "not before the machine goes on")
-    survivor.mmio.resume()
-    let used = survivor.collect(6)
-    #expect(used.count == 6 && Set(used.map(\.head)).count == 6 && other.done == 6)
+    let survivor = try Survivor(of: driver, cut)
+    defer { survivor.device.shutDown() }
+    let other = survivor.driver
+    #expect(state(of: other) == cut, "nothing is lost when it is saved again before it is at work")
+    #expect(survivor.disk.done == 0, "not before the machine goes on")
+    other.mmio.resume()
+    let used = other.collect(6)
+    #expect(used.count == 6 && Set(used.map(\.head)).count == 6 && survivor.disk.done == 6)
     for slot in 0..<6 as Range<UInt64> {
-      #expect(survivor.peek(UInt8.self, at: TestDisk.status(slot)) == BlockStatus.ok)
-      #expect(survivor.bytes(TestDisk.data(slot), 512).allSatisfy { $0 == (type == BlockRequestType.read ? 7 : 0) })
+      #expect(other.peek(UInt8.self, at: TestDisk.status(slot)) == BlockStatus.ok)
+      #expect(other.bytes(TestDisk.data(slot), 512).allSatisfy { $0 == (type == BlockRequestType.read ? 7 : 0) })
     }
     // And who saved goes on with its own.
     disk.letGo()
@@ -204,8 +223,8 @@ private final class WaitingDisk: Disk {
     add(BlockRequestType.read, 0..<1)
     driver.kick()
     disk.letGo()
-    let end = Deadline(seconds: 5)
-    while driver.bytes(TestDisk.data(0), 512) != [UInt8](repeating: 7, count: 512), !end.passed { usleep(100) }
+    let sevens = [UInt8](repeating: 7, count: 512)
+    #expect(waitUntil { driver.bytes(TestDisk.data(0), 512) == sevens })
     device.shutDown()
     _ = harvest(driver.memory)
     #expect(driver.collect(1).count == 1)
@@ -230,26 +249,21 @@ private final class WaitingDisk: Disk {
     defer { device.shutDown() }
     add(BlockRequestType.write, 0..<5)
     driver.kick()
-    let saved = state(of: driver)
-    let other = WaitingDisk(goes: true)
-    let otherDevice = try BlockDevice(disk: other, serial: "test-disk", workerCount: 2)
-    defer { otherDevice.shutDown() }
-    let survivor = try TestDriver(otherDevice, memory: try GuestMemory(size: 4 << 20))
-    try survivor.memory.write(contents(driver.memory), at: 0)
-    survivor.queues = driver.queues
-    survivor.describe(survivor.queues[0].chains.keys.sorted()[2], 1 << 40, 512)
-    var reader = StateReader(saved)
-    try survivor.mmio.restore(from: &reader)
-    survivor.mmio.resume()
-    survivor.run()
-    #expect(survivor.needsReset)
+    let survivor = try Survivor(of: driver, state(of: driver)) { other in
+      other.describe(other.queues[0].chains.keys.sorted()[2], 1 << 40, 512)
+    }
+    defer { survivor.device.shutDown() }
+    let other = survivor.driver
+    other.mmio.resume()
+    other.run()
+    #expect(other.needsReset)
     // And it can be saved and taken in like that.
-    let broken = state(of: survivor)
-    reader = StateReader(broken)
-    try survivor.mmio.restore(from: &reader)
-    #expect(state(of: survivor) == broken && survivor.needsReset)
-    survivor.start(size: 64)
-    #expect(!survivor.needsReset)
+    let broken = state(of: other)
+    var reader = StateReader(broken)
+    try other.mmio.restore(from: &reader)
+    #expect(state(of: other) == broken && other.needsReset)
+    other.start(size: 64)
+    #expect(!other.needsReset)
     disk.letGo()
   }
 

@@ -308,7 +308,7 @@ private final class DiskPair {
     let (isTelling, goes, outcomes) = (Shared(false), Shared(false), Shared(false))
     pair.mirrored.mirror { _ in
       isTelling.value = true
-      while !goes.value { usleep(1000) }
+      _ = waitUntil(seconds: 30) { goes.value }
     }
     let buffers = pair.buffers(512)
     let (disk, memory) = (pair.mirrored, pair.memory)

@@ -10,6 +10,7 @@ import Testing
     var (now, cpu) = (start, start)
     return (0..<receptions).map { _ in
       (now, cpu) = (now + 100_000, cpu + running * 1000)
+      moderation.received()
       let pause = moderation.pause(now: now) { cpu }
       now += pause
       return pause
@@ -31,8 +32,21 @@ import Testing
   @Test func rareReceptions_areNotPaused_thoughItIsOn() {
     var moderation = ReceiveModeration()
     _ = pauses(of: &moderation, running: 50, receptions: 100)
+    moderation.received()
     #expect(moderation.pause(now: 1_000_000_000) { 0 } == 0)
+    moderation.received()
     #expect(moderation.pause(now: 1_000_100_000) { 0 } == 400_000)
+  }
+
+  /// A thread whose peer has fallen silent sleeps until it speaks, however busy it was.
+  @Test func nothingCame_isNotPausedAgain() {
+    var moderation = ReceiveModeration()
+    _ = pauses(of: &moderation, running: 50, receptions: 100)
+    moderation.received()
+    #expect(moderation.pause(now: 1_000_000_000) { 0 } == 0)
+    moderation.received()
+    #expect(moderation.pause(now: 1_000_100_000) { 0 } == 400_000)
+    #expect(moderation.pause(now: 1_000_500_000) { 0 } == 0)
   }
 
   @Test func cheapAgain_endsIt() {

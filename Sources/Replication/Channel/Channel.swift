@@ -374,6 +374,7 @@ public final class Channel: Sendable {
         throw result == 0 || result == -Int(ECONNRESET) ? .closed : .system(operation: "recv", errno: CInt(-result))
       }
       reader.end += result
+      reader.moderation?.received()
       heard.store(lx_monotonic_ns(), ordering: .relaxed)
     }
   }

@@ -13,13 +13,19 @@ struct ReceiveModeration {
   private var receptions = 0
   private var (since, used) = (0 as UInt64, 0 as UInt64)
   private var last: UInt64 = 0
+  private var hasReceived = false
+
+  /// Something has come.
+  mutating func received() { hasReceived = true }
 
   /// The thread has taken in all there was, and is about to wait for more.
   /// - Parameters:
   ///   - now: monotonic nanoseconds.
-  ///   - cpu: nanoseconds that the thread has run, asked for now and then.
-  /// - Returns: how long not to look; 0: as soon as there is something.
+  ///   - cpu: nanoseconds that the thread has run; asked for at each 64th reception.
+  /// - Returns: how long not to look; 0: as soon as there is something. After a pause in which nothing came, too: it is no polling.
   mutating func pause(now: UInt64, cpu: () -> UInt64) -> UInt64 {
+    guard hasReceived else { return 0 }
+    hasReceived = false
     receptions += 1
     if receptions == Self.period {
       let used = cpu()
