@@ -121,7 +121,6 @@ static uint64_t clock_ns(clockid_t clock) {
   return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 uint64_t lx_monotonic_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
-uint64_t lx_thread_cpu_ns(void) { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
 uint64_t lx_realtime_ns(void) { return clock_ns(CLOCK_REALTIME); }
 int lx_getrandom(void *buffer, size_t count) {
   for (size_t done = 0; done < count;) {

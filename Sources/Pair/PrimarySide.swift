@@ -189,8 +189,6 @@ public final class PrimarySide: PairTraffic {
       comparison.comparator.restart()
       comparison.comparator.begin(channel)
     }
-    // It shares its CPU with the guest and, often, with clients.
-    channel.moderateReceiving()
     FaultPoints.use(channel)
     peer.begin(channel, beats)
     receivingEnded.store(false, ordering: .releasing)

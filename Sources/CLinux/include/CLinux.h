@@ -80,8 +80,6 @@ int lx_timerfd(void);
 /// One shot, `nanoseconds` from now; 0 disarms.
 int lx_timerfd_arm(int fd, uint64_t nanoseconds);
 uint64_t lx_monotonic_ns(void);
-/// For how long the calling thread has run.
-uint64_t lx_thread_cpu_ns(void);
 uint64_t lx_realtime_ns(void);
 /// Fills with random bytes, or -errno.
 int lx_getrandom(void *buffer, size_t count);

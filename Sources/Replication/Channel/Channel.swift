@@ -44,7 +44,6 @@ public final class Channel: Sendable {
     var end = 0
     /// Messages of a record that has proved authentic.
     var messages = 0..<0
-    var moderation: ReceiveModeration?
   }
 
   private let descriptor: CInt
@@ -294,9 +293,6 @@ public final class Channel: Sendable {
     }
   }
 
-  /// What comes may wait a moment for more, where receiving takes much of a CPU.
-  public func moderateReceiving() { reader.withLock { $0.moderation = ReceiveModeration() } }
-
   /// The next message. For the receiving thread.
   /// - Parameter milliseconds: how long it may take; nil for any time.
   /// - Throws: ``ChannelError``, or ``StateError`` for a message that is none.
@@ -366,15 +362,13 @@ public final class Channel: Sendable {
       }
       if result == -Int(EINTR) { continue }
       if result == -Int(EAGAIN) {
-        let pause = reader.moderation?.pause(now: lx_monotonic_ns(), cpu: lx_thread_cpu_ns) ?? 0
-        if pause > 0 { usleep(UInt32(pause / 1000)) } else { try wait(until: deadline) }
+        try wait(until: deadline)
         continue
       }
       guard result > 0 else {
         throw result == 0 || result == -Int(ECONNRESET) ? .closed : .system(operation: "recv", errno: CInt(-result))
       }
       reader.end += result
-      reader.moderation?.received()
       heard.store(lx_monotonic_ns(), ordering: .relaxed)
     }
   }
