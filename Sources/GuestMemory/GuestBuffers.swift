@@ -90,6 +90,7 @@ extension GuestMemory {
   }
 
   /// A value out of the buffers at `offset`, read once; nil when they are shorter.
+  @inline(__always)
   public func gather<T: BitwiseCopyable>(
     _ type: T.Type, _ buffers: GuestBuffers, offset: UInt64 = 0
   ) -> T? {

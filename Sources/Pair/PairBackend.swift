@@ -64,7 +64,7 @@ public final class PairBackend: FrameBackend {
   /// The gate was full: the card waits for room.
   private let waits = Atomic(false)
 
-  private struct State {
+  private struct State: ~Copyable {
     var side: Side
     var traffic: any PairTraffic
     /// Between the guest's sequence numbers and the wire's.
@@ -302,11 +302,14 @@ public final class PairBackend: FrameBackend {
 
   public func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int {
     state.withLock { state in
-      _ = lx_eventfd_take(wake)
       gate.retry()
-      var count = unsafe log.next(into: buffer)
+      var count = unsafe next(buffer, &state)
+      // Once a batch. Whoever signalled by now is not heard of again: what came with it is looked for.
+      if count == 0, lx_eventfd_take(wake) != 0 {
+        gate.retry()
+        count = unsafe next(buffer, &state)
+      }
       if state.side == .serving {
-        if count == 0 { count = unsafe fromTap(buffer, &state) }
         // What a survivor had left in its log as well: its own secondary has not heard of it.
         if count > 0, state.forwards {
           state.given += 1
@@ -321,6 +324,11 @@ public final class PairBackend: FrameBackend {
       }
       return count
     }
+  }
+
+  private func next(_ buffer: UnsafeMutableRawBufferPointer, _ state: inout State) -> Int {
+    let count = unsafe log.next(into: buffer)
+    return unsafe count == 0 && state.side == .serving ? fromTap(buffer, &state) : count
   }
 
   /// The next frame from the wire that is for the guest.

@@ -41,15 +41,16 @@ extension PrimarySide {
 
   // MARK: Any thread
 
-  /// Hands a frame to the comparator, and the gate what is equal by now.
+  /// Hands a frame to the comparator, and the gate what is equal by now: not under the lock, because the gate sends. What was equal
+  /// stays so, whatever is cut meanwhile.
   func compare(_ body: (inout Comparison) -> ComparisonOutcome) {
-    let (outcome, epoch) = comparison.withLock { comparison in
+    let (outcome, equal, epoch) = comparison.withLock { comparison in
       let outcome = body(&comparison)
       var equal: [UInt64] = []
       while let token = comparison.comparator.nextEqual() { equal.append(token) }
-      if !equal.isEmpty { gate.compared(equal, .equal) }
-      return (outcome, comparison.base &+ 1)
+      return (outcome, equal, comparison.base &+ 1)
     }
+    if !equal.isEmpty { gate.compared(equal, .equal) }
     switch outcome {
     case .consistent: break
     case .mismatch(let mismatch):

@@ -26,7 +26,7 @@ public final class PrimarySide: PairTraffic {
     }
   }
 
-  /// Comparing is serialised here; lock order: a back end's, then this, then the gate's.
+  /// Comparing is serialised here; lock order: a back end's, then this.
   struct Comparison: ~Copyable {
     var comparator = Comparator()
     /// The checkpoint that the current epoch began with: only what stems from it can be compared.

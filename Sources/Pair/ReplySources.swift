@@ -7,7 +7,7 @@ internal import VirtioLayout
 ///
 /// Everything here is the guest's word: records are copied once, checked, and bounded in number; one that makes no sense only
 /// means that its reply is held.
-struct ReplySources {
+struct ReplySources: ~Copyable {
   private struct Source {
     var address: UInt64
     var length: UInt32

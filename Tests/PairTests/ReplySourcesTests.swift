@@ -15,7 +15,7 @@ import VirtioLayout
   let memory: GuestMemory
   let registers: PairRegisters
   let pages: SourcePages
-  private var sources: ReplySources
+  private let held: Held
   private var written: UInt64 = 0
 
   init() throws {
@@ -23,7 +23,7 @@ import VirtioLayout
     self.memory = memory
     registers = PairRegisters(memory, line: try InterruptLine())
     pages = SourcePages(memory)
-    sources = ReplySources(memory, registers, pages)
+    held = Held(ReplySources(memory, registers, pages))
     setRing(0, Self.ring)
     // From checkpoint 1 on: "hello" at the value's place.
     try memory.write(Array("hello".utf8), at: Self.value)
@@ -31,6 +31,11 @@ import VirtioLayout
       _ = unsafe Array("hello".utf8).withUnsafeBytes { unsafe pages.standing($0, at: Self.value) }
       pages.cut(epoch, changed: [])
     }
+  }
+
+  private final class Held {
+    var sources: ReplySources
+    init(_ sources: consuming ReplySources) { self.sources = sources }
   }
 
   private func setRing(_ index: UInt64, _ address: UInt64) {
@@ -79,7 +84,7 @@ import VirtioLayout
     let parsed = Frame(frame.span)
     var handed = GuestBuffers()
     for (address, count) in buffers { _ = handed.append(address: address, count: count, in: memory) }
-    if case .since(let epoch) = (unsafe frame.withUnsafeBytes { unsafe sources.standing(parsed, $0, handed) }) {
+    if case .since(let epoch) = (unsafe frame.withUnsafeBytes { unsafe held.sources.standing(parsed, $0, handed) }) {
       return epoch
     }
     return nil
@@ -113,12 +118,12 @@ import VirtioLayout
 
   /// More than the ring holds is told meanwhile.
   @Test mutating func idle_nothingIsMarked_andAfterItAsBefore() throws {
-    sources.isIdle = true
+    held.sources.isIdle = true
     for number in 0..<300 as Range<UInt32> {
       try tell("$hello", at: 1000 + 6 * number, sources: Self.copied)
       #expect(send("$hello", at: 1000 + 6 * number) == nil)
     }
-    sources.isIdle = false
+    held.sources.isIdle = false
     try tell("$hello", at: 5000, sources: Self.copied)
     #expect(send("$hello", at: 5000) == 1)
     #expect(send("$hello", at: 5000) == nil, "sent again")

@@ -10,11 +10,28 @@ public final class InputLog: Sendable {
     var dropped: UInt64 = 0
     var frames: [[UInt8]] = []
     var head = 0
+    /// Those before ``head`` are given back up to here.
+    var freed = 0
+    /// Of all that are not given back.
     var bytes = 0
     /// How many frames the guest has been given.
     var given: UInt64 = 0
 
     var end: UInt64 { dropped + UInt64(frames.count - head) }
+
+    /// Gives back the memory of a few dropped frames, of more where `wanted` bytes need it.
+    mutating func free(for wanted: Int, limit: Int) {
+      let few = min(head, freed + 4)
+      while freed < few || freed < head && bytes + wanted > limit {
+        bytes -= frames[freed].count
+        frames[freed] = []
+        freed += 1
+      }
+      if freed == head, head > 1024, head * 2 > frames.count {
+        frames.removeFirst(head)
+        (head, freed) = (0, 0)
+      }
+    }
   }
 
   /// Bytes that may be kept; beyond them a checkpoint is overdue.
@@ -35,6 +52,7 @@ public final class InputLog: Sendable {
   public func append(_ number: UInt64, _ frame: [UInt8]) throws(Refusal) {
     let refusal: Refusal? = state.withLock { state in
       guard number == state.end + 1 else { return .outOfOrder(expected: state.end + 1, got: number) }
+      state.free(for: frame.count, limit: byteLimit)
       guard state.bytes + frame.count <= byteLimit else { return .full }
       state.frames.append(frame)
       state.bytes += frame.count
@@ -77,21 +95,12 @@ public final class InputLog: Sendable {
   public func add(_ frames: [[UInt8]]) { state.withLock { $0.frames += frames } }
 
   /// The guest is put back to a checkpoint that was taken when `given` frames had been given: they are dropped, and those
-  /// after them are given again.
+  /// after them are given again. Takes constant time, because the guest waits: memory is given back with what comes.
   public func rewind(toCheckpointAfter given: UInt64) throws(Refusal) {
     let refusal: Refusal? = state.withLock { state in
       guard given >= state.dropped, given <= state.end else { return .unknownInput(given: given) }
-      while state.dropped < given {
-        state.bytes -= state.frames[state.head].count
-        state.frames[state.head] = []
-        state.head += 1
-        state.dropped += 1
-      }
-      // Old places are given back now and then rather than one by one.
-      if state.head > 1024, state.head * 2 > state.frames.count {
-        state.frames.removeFirst(state.head)
-        state.head = 0
-      }
+      state.head += Int(given - state.dropped)
+      state.dropped = given
       state.given = given
       return nil
     }
