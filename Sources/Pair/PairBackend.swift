@@ -315,8 +315,6 @@ public final class PairBackend: FrameBackend {
           state.given += 1
           unsafe state.traffic.input(state.given, UnsafeRawBufferPointer(rebasing: buffer[..<count]))
         }
-        // Not only at the end: the guest may have no room for more frames for a while.
-        if state.forwards, count <= 0 || state.given % 32 == 0 { state.traffic.flush() }
       }
       if count > 0 { unsafe state.early?.giving(UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])) }
       if count > NetHeader.size, state.mapper.count > 0 {
@@ -324,6 +322,10 @@ public final class PairBackend: FrameBackend {
       }
       return count
     }
+  }
+
+  public func receivingEnded() {
+    state.withLock { state in if state.side == .serving, state.forwards { state.traffic.flush() } }
   }
 
   private func next(_ buffer: UnsafeMutableRawBufferPointer, _ state: inout State) -> Int {

@@ -41,8 +41,8 @@ extension PrimarySide {
 
   // MARK: Any thread
 
-  /// Hands a frame to the comparator, and the gate what is equal by now: not under the lock, because the gate sends. What was equal
-  /// stays so, whatever is cut meanwhile.
+  /// Hands a frame to the comparator, and the gate what is equal by now, which leaves when that is flushed. Not under the lock: what
+  /// was equal stays so, whatever is cut meanwhile.
   func compare(_ body: (inout Comparison) -> ComparisonOutcome) {
     let (outcome, equal, epoch) = comparison.withLock { comparison in
       let outcome = body(&comparison)

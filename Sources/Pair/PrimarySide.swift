@@ -71,6 +71,8 @@ public final class PrimarySide: PairTraffic {
   /// Something was told of output that the secondary should know soon.
   let isAwaited = Atomic(false)
   private let inputBytes = Atomic<UInt64>(0)
+  /// Messages of the secondary's after which what they let out is sent, if not before.
+  private static let heardTogether = 16
   /// The newest frame of input that was sent.
   private let inputSent = Atomic<UInt64>(0)
   /// An eventfd: there is something for the checkpoint thread.
@@ -301,6 +303,7 @@ public final class PrimarySide: PairTraffic {
   // MARK: Receiving thread
 
   private func receive(_ channel: Channel, _ backend: PairBackend?) {
+    var heard = 0
     do {
       while true {
         switch try channel.receive() {
@@ -309,7 +312,7 @@ public final class PrimarySide: PairTraffic {
           meter.inputAcknowledged(count)
           gate.inputAcknowledged(count)
         case .output(_, let base, let frame):
-          guard options.mode.compares, frame.count > 12 else { continue }
+          guard options.mode.compares, frame.count > 12 else { break }
           compare { comparison in
             // The rest comes from before the secondary's load of the newest checkpoint.
             guard base == comparison.base else { return .consistent }
@@ -319,7 +322,7 @@ public final class PrimarySide: PairTraffic {
             }
           }
         case .piece(_, let base, let piece, let acknowledgement):
-          guard options.mode.compares else { continue }
+          guard options.mode.compares else { break }
           compare { comparison in
             guard base == comparison.base else { return .consistent }
             return comparison.comparator.secondary(piece, acknowledgement: acknowledgement)
@@ -355,6 +358,8 @@ public final class PrimarySide: PairTraffic {
         case .configuration, .input, .disk, .pages, .checkpoint, .started, .takeOver, .early, .ask:
           throw ChannelError.notAuthentic
         }
+        heard += 1
+        if !channel.hasReceived || heard % Self.heardTogether == 0 { gate.flush() }
         gate.retry()
         backend?.roomMade()
       }

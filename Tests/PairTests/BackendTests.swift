@@ -1,5 +1,6 @@
 import CLinux
 import Devices
+import Glibc
 import GuestMemory
 import Pair
 import Replication
@@ -10,8 +11,12 @@ import Testing
 final class Wire: FrameBackend {
   let descriptor = lx_eventfd(0)
   private let frames = Mutex<[[UInt8]]>([])
+  private let onEmpty = Mutex<(@Sendable () -> Void)?>(nil)
 
   deinit { lx_close(descriptor) }
+
+  /// Runs once, when it is found that nothing waits.
+  func onceEmpty(_ body: @escaping @Sendable () -> Void) { onEmpty.withLock { $0 = body } }
 
   func put(_ frame: [UInt8]) { frames.withLock { $0.append(frame) } }
 
@@ -23,7 +28,10 @@ final class Wire: FrameBackend {
   ) -> SendResult { .sent }
 
   func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int {
-    guard let frame = frames.withLock({ $0.isEmpty ? nil : $0.removeFirst() }) else { return 0 }
+    guard let frame = frames.withLock({ $0.isEmpty ? nil : $0.removeFirst() }) else {
+      onEmpty.withLock { $0.take() }?()
+      return 0
+    }
     unsafe frame.withUnsafeBytes { unsafe buffer.copyMemory(from: $0) }
     return frame.count
   }
@@ -75,5 +83,26 @@ private final class Told: PairTraffic {
       #expect(backend.given == UInt64(number) - 2)
     }
     #expect(told.input == (3...5).map { Told.Input(number: UInt64($0) - 2, frame: Self.frame($0)) })
+  }
+
+  /// The wake-up is read once for many frames: what comes before that, and is not signalled again, must not be missed.
+  @Test func wakeUp_isReadOnceABatch_andNothingIsMissed() throws {
+    let wire = Wire()
+    let gate = OutputGate(mode: .colo, clock: { 0 }, send: { _ in true })
+    let backend = try PairBackend(tap: wire, side: .serving, gate: gate, log: InputLog(), traffic: Told())
+    func isReadable() -> Bool {
+      var entry = pollfd(fd: backend.descriptor, events: Int16(POLLIN), revents: 0)
+      return unsafe poll(&entry, 1, 0) == 1
+    }
+    for number in 1...2 as ClosedRange<UInt8> { try backend.log.append(UInt64(number), Self.frame(number)) }
+    backend.signal()
+    wire.onceEmpty {
+      try? backend.log.append(3, Self.frame(3))
+      backend.signal()
+    }
+    for number in 1...3 as ClosedRange<UInt8> { #expect(Self.receive(backend) == Self.frame(number)) }
+    #expect(Self.receive(backend) == [] && !isReadable())
+    backend.signal()
+    #expect(isReadable())
   }
 }

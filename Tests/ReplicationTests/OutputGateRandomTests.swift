@@ -109,9 +109,11 @@ import Testing
         let result: OutputFacts.Comparison = random.next() % 8 == 0 ? .different : .equal
         rule.facts[admitted[index]]?.comparison = result
         gate.compared([UInt64(index)], result)
+        gate.flush()
       case 6:
         rule.acknowledged += random.next() % 3
         gate.inputAcknowledged(rule.acknowledged)
+        gate.flush()
       case 7:
         rule.received = rule.epoch - 1
         rule.distrusted = rule.distrusted.filter { $0.value > rule.received }
@@ -139,6 +141,7 @@ import Testing
       #expect(rule.earlyFrames > 50 && rule.contradictions > 5 && rule.distrustHeld > 5, "it came to all of it")
     }
     gate.inputAcknowledged(.max)
+    gate.flush()
     gate.received(gate.cut())
     let all = left.withLock { $0 }
     #expect(all.count == admitted.count)

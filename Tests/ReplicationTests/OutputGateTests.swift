@@ -58,10 +58,12 @@ import Testing
     let gate = wire.gate(.remus)
     gate.protect()
     gate.inputAcknowledged(100)
+    gate.flush()
     let first = put(gate, 1)
     #expect(gate.cut() == 1)
     _ = put(gate, 2)
     gate.compared([first ?? 0], .equal)
+    gate.flush()
     #expect(wire.sent == [])
     gate.received(1)
     #expect(wire.sent == [1], "what came after the cut belongs to the next epoch")
@@ -92,10 +94,13 @@ import Testing
     let b = try #require(put(gate, 2, flow: 7))
     let c = try #require(put(gate, 3, flow: 8))
     gate.compared([b], .equal)
+    gate.flush()
     #expect(wire.sent == [], "an earlier frame of its flow waits")
     gate.compared([c], .equal)
+    gate.flush()
     #expect(wire.sent == [3], "another flow does not")
     gate.compared([a], .equal)
+    gate.flush()
     #expect(wire.sent == [3, 1, 2])
     #expect(gate.counters.equal == 3)
   }
@@ -106,7 +111,9 @@ import Testing
     let a = try #require(put(gate, 1))
     let b = try #require(put(gate, 2))
     gate.compared([a], .different)
+    gate.flush()
     gate.compared([b], .equal)
+    gate.flush()
     #expect(wire.sent == [])
     gate.received(gate.cut())
     #expect(wire.sent == [1, 2])
@@ -118,9 +125,12 @@ import Testing
     gate.protect()
     let token = try #require(put(gate, 1, inputGiven: 5))
     gate.compared([token], .equal)
+    gate.flush()
     gate.inputAcknowledged(4)
+    gate.flush()
     #expect(wire.sent == [])
     gate.inputAcknowledged(5)
+    gate.flush()
     #expect(wire.sent == [1])
   }
 
@@ -196,6 +206,7 @@ import Testing
     _ = put(gate, 2, flow: 2, inputGiven: 3)
     #expect(wire.sent == [])
     gate.inputAcknowledged(3)
+    gate.flush()
     #expect(wire.sent == [1], "the second is not marked")
     #expect(wire.asked.withLock { $0 } == [1])
     #expect(gate.counters.early == 1)
@@ -209,7 +220,24 @@ import Testing
     _ = put(gate, 3, flow: 2, synchronisedBy: 0)
     #expect(wire.sent == [3], "2 comes after what confirms a write")
     gate.compared([stored], .equal)
+    gate.flush()
     #expect(wire.sent == [3, 1, 2])
+  }
+
+  /// A message to the secondary for each would cost more than the frames do.
+  @Test func whatMayLeaveByNow_leavesAtTheNextFlush_toldOfAtOnce() throws {
+    let gate = wire.gate(.coloPlusPlus)
+    gate.protect()
+    for name in 1...3 as ClosedRange<UInt8> {
+      _ = put(gate, name, flow: UInt64(name), inputGiven: 3, synchronisedBy: 0)
+    }
+    let stored = try #require(put(gate, 4, flow: 4, inputGiven: 3))
+    gate.inputAcknowledged(3)
+    gate.compared([stored], .equal)
+    #expect(wire.sent == [])
+    gate.flush()
+    #expect(wire.sent == [1, 2, 3, 4])
+    #expect(wire.asked.withLock { $0 } == [3])
   }
 
   /// Its sources changed in checkpoint 1: before that is received, a survivor would go on without them.
@@ -228,6 +256,7 @@ import Testing
     gate.protect()
     _ = put(gate, 1, inputGiven: 1, synchronisedBy: 0)
     gate.inputAcknowledged(1)
+    gate.flush()
     _ = put(gate, 2, flow: 2)
     _ = put(gate, 3, flow: 2, synchronisedBy: 0)
     gate.contradict(FlowKey(test: 1), in: 1)

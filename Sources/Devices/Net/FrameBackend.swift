@@ -18,6 +18,12 @@ public protocol FrameBackend: AnyObject, Sendable {
   func flush() -> Bool
   /// Receives a header and a frame into `buffer`: bytes, 0 when none waits, or -errno when the back end has gone.
   func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int
+  /// No more is received for the moment, whether or not more waits.
+  func receivingEnded()
+}
+
+extension FrameBackend {
+  public func receivingEnded() {}
 }
 
 public enum SendResult: Sendable, Equatable {

@@ -151,7 +151,10 @@ public final class NetDevice: VirtioDevice {
       setInterest(state.interest & ~EPOLLIN.rawValue, &state)
       return false
     }
-    defer { queues.flush(queue) }
+    defer {
+      backend.receivingEnded()
+      queues.flush(queue)
+    }
     for _ in 0..<Self.visitLimit {
       guard queues.hasPending(queue) || queues.enableNotifications(queue) else {
         // No buffer: leave frames with the host until the guest notifies.

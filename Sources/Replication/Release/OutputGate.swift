@@ -112,7 +112,8 @@ public final class OutputGate: Sendable {
     return admission
   }
 
-  /// Sends what may leave by now: after the last of several ``put(_:flow:inputGiven:early:)``.
+  /// Sends what may leave by now: after the last of several ``put(_:flow:inputGiven:early:)``, ``inputAcknowledged(_:)`` and
+  /// ``compared(_:_:)``. What leaves early is told of before, with one message for all.
   public func flush() { sendLeaving() }
 
   /// Output is held from here on: a secondary is there, which has no input yet.
@@ -233,7 +234,7 @@ public final class OutputGate: Sendable {
     }
   }
 
-  /// The secondary has the first `count` frames of input.
+  /// The secondary has the first `count` frames of input. What may leave now does at the next ``flush()``.
   public func inputAcknowledged(_ count: UInt64) {
     state.withLock { state in
       guard count > state.secondary.inputAcknowledged else { return }
@@ -246,10 +247,9 @@ public final class OutputGate: Sendable {
       state.looked = token
       retire(&state)
     }
-    sendLeaving()
   }
 
-  /// The comparison of frames has ended.
+  /// The comparison of frames has ended. Those that may leave now do at the next ``flush()``.
   public func compared(_ tokens: some Sequence<UInt64>, _ result: OutputFacts.Comparison) {
     state.withLock { state in
       for token in tokens where token >= state.oldest && token < state.next && state[token].isHeld {
@@ -258,7 +258,6 @@ public final class OutputGate: Sendable {
       }
       retire(&state)
     }
-    sendLeaving()
   }
 
   /// Tries again what the host side had no room for.

@@ -21,6 +21,7 @@ final class MemoryBackend: FrameBackend {
     var rest = 0
     var restOfNext = 0
     var guestOffloads: UInt64 = 0
+    var receivedSinceEnd = 0
   }
 
   let descriptor: CInt
@@ -42,6 +43,8 @@ final class MemoryBackend: FrameBackend {
 
   var sent: [Sent] { state.withLock { $0.sent } }
   var waiting: Int { state.withLock { $0.incoming.count } }
+  /// Frames received behind which no end was told of.
+  var receivedSinceEnd: Int { state.withLock { $0.receivedSinceEnd } }
   var guestOffloads: UInt64 { state.withLock { $0.guestOffloads } }
   var isFull: Bool {
     get { state.withLock { $0.full } }
@@ -90,6 +93,8 @@ final class MemoryBackend: FrameBackend {
     }
   }
 
+  func receivingEnded() { state.withLock { $0.receivedSinceEnd = 0 } }
+
   func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int {
     state.withLock { state in
       if state.gone { return -Int(ENODEV) }
@@ -98,6 +103,7 @@ final class MemoryBackend: FrameBackend {
         return 0
       }
       let packet = state.incoming.removeFirst()
+      state.receivedSinceEnd += 1
       unsafe buffer.copyBytes(from: packet)
       return packet.count
     }
