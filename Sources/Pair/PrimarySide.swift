@@ -241,6 +241,11 @@ public final class PrimarySide: PairTraffic {
   private func checkpoints(
     _ machine: Machine, _ backend: PairBackend?, _ disks: [MirroredDisk], _ channel: Channel
   ) -> String {
+    // Replies wait while a checkpoint is on its way: the guest's own threads must not keep it. Those of the channel, which are
+    // started by now, take turns with them: each reply is theirs as well.
+    let nice = getpriority(CInt(PRIO_PROCESS.rawValue), 0)
+    if options.mode.compares { lx_thread_prefer() }
+    defer { setpriority(CInt(PRIO_PROCESS.rawValue), 0, nice) }
     let stage = PageStage()
     let sources = sourcePages.withLock { $0 }
     sources?.removeAll()

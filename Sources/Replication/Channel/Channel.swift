@@ -11,8 +11,8 @@ internal import Synchronization
 /// The keys of the directions come from the shared one and both nonces (HKDF), so nothing of another session, direction or
 /// position is taken. A record holds what waited when it was made: its cost is shared by its messages.
 ///
-/// ``send(_:)`` is for any thread, and goes to the socket at once where nobody else is at it and it has room; one thread sends
-/// the rest, one receives.
+/// ``send(_:)`` and ``sendBulk(_:)`` are for any thread, and go to the socket at once where nobody else is at it and it has room;
+/// one thread sends the rest, one receives.
 public final class Channel: Sendable {
   public enum Side: UInt8, Sendable { case primary = 1, secondary = 2 }
 
@@ -146,7 +146,7 @@ public final class Channel: Sendable {
       guard progress.continues() else { throw .sendQueueFull }
     }
     unsafe try enqueue(message.encoded, Self.nothing, urgent: false)
-    lx_eventfd_signal(wake)
+    if wire.withLockIfAvailable({ transmit(&$0, bulk: true) }) != true { lx_eventfd_signal(wake) }
   }
 
   private static var nothing: UnsafeRawBufferPointer { unsafe UnsafeRawBufferPointer(start: nil, count: 0) }
