@@ -56,8 +56,9 @@ public final class PairBackend: FrameBackend {
   /// An epoll descriptor over the tap (when serving) and ``wake``: readable when a frame may wait.
   public let descriptor: CInt
   private let tap: any FrameBackend
-  /// Signalled when the log or the gate has changed.
+  /// Signalled when the log has changed.
   private let wake: CInt
+  private let hasRoom: CInt
   public let gate: OutputGate
   public let log: InputLog
   private let state: Mutex<State>
@@ -93,14 +94,18 @@ public final class PairBackend: FrameBackend {
     self.log = log
     descriptor = lx_epoll_create()
     wake = lx_eventfd(0)
+    hasRoom = lx_eventfd(0)
     state = Mutex(State(side: side, traffic: traffic))
-    guard descriptor >= 0, wake >= 0 else { throw HostError(operation: "epoll_create", errno: -min(descriptor, wake)) }
+    guard descriptor >= 0, wake >= 0, hasRoom >= 0 else {
+      throw HostError(operation: "epoll_create", errno: -min(descriptor, wake, hasRoom))
+    }
     lx_epoll_ctl(descriptor, EPOLL_CTL_ADD, wake, EPOLLIN.rawValue, 0)
     if side == .serving { lx_epoll_ctl(descriptor, EPOLL_CTL_ADD, tap.descriptor, EPOLLIN.rawValue, 1) }
   }
 
   deinit {
     lx_close(wake)
+    lx_close(hasRoom)
     lx_close(descriptor)
   }
 
@@ -210,7 +215,7 @@ public final class PairBackend: FrameBackend {
   public func roomMade() {
     // Asked after every message: not a word is written for nothing.
     if waits.load(ordering: .sequentiallyConsistent), waits.exchange(false, ordering: .sequentiallyConsistent) {
-      signal()
+      lx_eventfd_signal(hasRoom)
     }
   }
 
@@ -219,6 +224,7 @@ public final class PairBackend: FrameBackend {
 
   // MARK: FrameBackend
 
+  public var room: CInt? { hasRoom }
   public var offloads: UInt64 { tap.offloads }
   public func setGuestOffloads(_ features: UInt64) { tap.setGuestOffloads(features) }
   public func flush() -> Bool {
@@ -252,9 +258,12 @@ public final class PairBackend: FrameBackend {
         let own = unsafe Self.parse(bytes)
         // ARP, ICMPv6: few.
         if own.kind == .whole || own.key.proto == 58 { unsafe Self.hear(bytes, &state.addresses) }
-        // Without room it comes again, and is looked at then.
+        // Without room it comes again, and is looked at then. What may leave takes some until it is sent.
+        if !gate.hasRoom(for: size) {
+          gate.flush()
+          if !gate.hasRoom(for: size) { return full(size, state.traffic) }
+        }
         let isSought = state.sources?.isIdle == false
-        if isSought, state.sources?.isUsed == true, !gate.hasRoom(for: size) { return full(size, state.traffic) }
         let standing =
           state.forwards && whole.count > NetHeader.size
           ? unsafe state.sources?.standing(

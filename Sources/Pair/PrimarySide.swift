@@ -241,10 +241,7 @@ public final class PrimarySide: PairTraffic {
   private func checkpoints(
     _ machine: Machine, _ backend: PairBackend?, _ disks: [MirroredDisk], _ channel: Channel
   ) -> String {
-    // Replies wait while a checkpoint is on its way: the guest's own threads must not keep it. Those of the channel, which are
-    // started by now, take turns with them: each reply is theirs as well.
     let nice = getpriority(CInt(PRIO_PROCESS.rawValue), 0)
-    if options.mode.compares { lx_thread_prefer() }
     defer { setpriority(CInt(PRIO_PROCESS.rawValue), 0, nice) }
     let stage = PageStage()
     let sources = sourcePages.withLock { $0 }
@@ -262,6 +259,9 @@ public final class PrimarySide: PairTraffic {
         if first {
           guard awaitBothPaths() else { return peer.loss }
           try firstCopy(machine, disks, channel, stage)
+          // From here on replies wait while a checkpoint is on its way: the guest's own threads must not keep it. Those of the channel,
+          // which are started by now, take turns with them: each reply is theirs as well.
+          if options.mode.compares { lx_thread_prefer() }
         }
         var began: UInt64 = 0
         let (saved, epoch, given, network, seeksEarly) = try turn.borrow(machine) {

@@ -78,6 +78,7 @@ extension SecondarySide {
     }
     if shrink.level == .host, first || changes { shrink.apply(machine, parts.registers) }
     parts.backend?.signal()
+    parts.backend?.log.trim()
   }
 
   // MARK: Takeover

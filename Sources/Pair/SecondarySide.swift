@@ -230,7 +230,9 @@ public final class SecondarySide: PairTraffic {
         try backend.log.append(number, frame)
         meter.loggedInput(number)
         owed = number
-      case .started(_, let epoch, let frame): made.backend?.primaryStarted(frame, epoch: epoch)
+      case .started(_, let epoch, let frame):
+        made.backend?.primaryStarted(frame, epoch: epoch)
+        hasSaid = true
       case .disk(let index, let epoch, let position, let count, let zero, let bytes):
         try change(made, index, epoch, position, count, zero, bytes, isCopy: received == 0)
       case .pages(let epoch, let run):

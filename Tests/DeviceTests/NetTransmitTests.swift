@@ -210,6 +210,30 @@ private let transmitQueue = 1
     #expect(backend.sent.map(\.frame) == (0..<8).map { testFrame($0, 60) })
   }
 
+  /// A back end that no descriptor makes writable, and a guest with more to send than a visit's share and nothing to receive into:
+  /// what the back end tells of room is not taken for anything else, and is told once.
+  @Test func transmit_roomIsToldOnce_everythingLeaves() throws {
+    let backend = try MemoryBackend(tellsOfRoom: true)
+    let driver = try TestDriver(NetDevice(backend: backend, mac: [2, 0, 0, 0, 0, 1]))
+    driver.start(0, size: 256, queueCount: 2)
+    backend.isFull = true
+    for number in 0..<200 as Range<UInt64> {
+      let address = data + 0x100 * number
+      driver.poke(NetHeader(), at: address)
+      driver.poke(bytes: testFrame(Int(number), 60), at: address + 12)
+      driver.add(transmitQueue, [.readable(address, 72)])
+    }
+    driver.kick(transmitQueue)
+    backend.isFull = false
+    lx_eventfd_signal(try #require(backend.room))
+    backend.deliver(testFrame(1, 60))
+    driver.backendReady()
+    #expect(backend.sent.isEmpty)
+    driver.mmio.ready(tag: VirtioMMIO.deviceTag + 1, events: EPOLLIN.rawValue)
+    driver.run()
+    #expect(backend.sent.map(\.frame) == (0..<200).map { testFrame($0, 60) })
+  }
+
   @Test func transmit_hostFullForEver_resetFreesTheDevice() {
     backend.isFull = true
     offer()

@@ -42,7 +42,10 @@ private final class Told: PairTraffic {
   struct Input: Equatable { var number: UInt64, frame: [UInt8] }
   private let inputs = Mutex<[Input]>([])
 
+  private let full = Mutex(0)
+
   var input: [Input] { inputs.withLock { $0 } }
+  var fullTimes: Int { full.withLock { $0 } }
 
   func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {
     let bytes = unsafe Array(frame)
@@ -51,7 +54,7 @@ private final class Told: PairTraffic {
   func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer, _ marking: Marking) {}
   func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64? { nil }
   func started(_ frame: UnsafeRawBufferPointer) {}
-  func gateIsFull() {}
+  func gateIsFull() { full.withLock { $0 += 1 } }
   func flush() {}
   func outputEnded() {}
 }
@@ -104,5 +107,38 @@ private final class Told: PairTraffic {
     #expect(Self.receive(backend) == [] && !isReadable())
     backend.signal()
     #expect(isReadable())
+  }
+
+  /// What may leave and was not sent yet takes room: it is sent before the guest has to wait, and before anybody is asked for a
+  /// checkpoint.
+  @Test func whatMayLeave_makesRoomFirst() throws {
+    let told = Told()
+    let left = Atomic(0)
+    let gate = OutputGate(
+      mode: .colo, frameLimit: 2, clock: { 0 },
+      send: { _ in
+        left.add(1, ordering: .relaxed)
+        return true
+      })
+    let backend = try PairBackend(tap: Wire(), side: .serving, gate: gate, log: InputLog(), traffic: told)
+    gate.protect()
+    let memory = try GuestMemory(size: 1 << 20)
+    var buffers = GuestBuffers()
+    _ = buffers.append(address: 0x1000, count: 60, in: memory)
+    func send() -> SendResult {
+      backend.send([UInt8](repeating: 0, count: 12), buffers, offset: 0, count: 60, memory: memory)
+    }
+    #expect([send(), send()] == [.sent, .sent])
+    gate.compared([0, 1] as [UInt64], .equal)
+    #expect(left.load(ordering: .relaxed) == 0)
+    #expect([send(), send()] == [.sent, .sent])
+    #expect(left.load(ordering: .relaxed) == 2 && told.fullTimes == 0)
+    #expect(send() == .full && told.fullTimes == 1)
+    #expect(!backend.flush(), "it waits")
+    gate.compared([2] as [UInt64], .equal)
+    gate.flush()
+    backend.roomMade()
+    #expect(backend.room.map { lx_eventfd_take($0) } == 1 && backend.flush())
+    #expect(send() == .sent)
   }
 }

@@ -50,6 +50,12 @@ import Testing
     #expect(throws: InputLog.Refusal.full) { try log.append(2, [UInt8](repeating: 0, count: 101)) }
     try log.rewind(toCheckpointAfter: 1)
     try log.append(2, [UInt8](repeating: 0, count: 1000))
+    log.trim()
+    #expect(throws: InputLog.Refusal.full) { try log.append(3, [0]) }
+    try log.rewind(toCheckpointAfter: 2)
+    log.trim()
+    try log.append(3, [3])
+    #expect(log.sinceCheckpoint == [[3]])
   }
 
   @Test func oversizedFrame_isPassedOver() throws {
@@ -67,6 +73,7 @@ import Testing
       if number % 7 == 0 {
         given = number - number % 3
         try log.rewind(toCheckpointAfter: given)
+        if number % 2 == 0 { log.trim() }
         while let frame = next() {
           given += 1
           #expect(frame == [UInt8(truncatingIfNeeded: given)])

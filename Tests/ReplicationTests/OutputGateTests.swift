@@ -240,6 +240,17 @@ import Testing
     #expect(wire.asked.withLock { $0 } == [3])
   }
 
+  @Test func contradicted_whatWasLetOutBefore_leaves() {
+    let gate = wire.gate(.coloPlusPlus)
+    gate.protect()
+    _ = put(gate, 1, inputGiven: 1, synchronisedBy: 0)
+    gate.inputAcknowledged(1)
+    gate.contradict(FlowKey(test: 1), in: 1)
+    #expect(wire.sent == [1])
+    _ = put(gate, 2, inputGiven: 1, synchronisedBy: 0)
+    #expect(wire.sent == [1])
+  }
+
   /// Its sources changed in checkpoint 1: before that is received, a survivor would go on without them.
   @Test func early_waitsForTheCheckpointOfItsSources() {
     let gate = wire.gate(.coloPlusPlus)

@@ -8,6 +8,9 @@ public import GuestMemory
 public protocol FrameBackend: AnyObject, Sendable {
   /// Descriptor to wait on with epoll.
   var descriptor: CInt { get }
+  /// An eventfd, which the card reads, of a back end whose ``descriptor`` does not become writable: signalled when there is room again
+  /// after ``SendResult/full``, or a ``flush()`` that left something.
+  var room: CInt? { get }
   /// Checksum and segmentation features of virtio-net that the back end can carry (``NetFeature`` bits).
   var offloads: UInt64 { get }
   /// Tells the back end what the driver agreed to receive (``NetFeature`` guest bits).
@@ -23,6 +26,7 @@ public protocol FrameBackend: AnyObject, Sendable {
 }
 
 extension FrameBackend {
+  public var room: CInt? { nil }
   public func receivingEnded() {}
 }
 

@@ -22,6 +22,7 @@ public final class NetStatistics: Sendable {
 /// frames where the host bounds them. Transmit reads each header once and checks it before the host sees it.
 public final class NetDevice: VirtioDevice {
   static let backendTag = VirtioMMIO.deviceTag
+  static let roomTag = VirtioMMIO.deviceTag + 1
   static let receiveQueue = 0
   static let transmitQueue = 1
   /// Frames of one visit, in each direction, before others get the thread.
@@ -68,6 +69,9 @@ public final class NetDevice: VirtioDevice {
   public func attach(to loop: EventLoop, handler: any EventHandler) throws(HostError) {
     let source = try loop.register(
       backend.descriptor, events: 0, handler: handler, tag: Self.backendTag)
+    if let room = backend.room {
+      _ = try loop.register(room, events: EPOLLIN.rawValue, handler: handler, tag: Self.roomTag)
+    }
     state.withLock { state in
       state.loop = loop
       state.source = source
@@ -125,16 +129,19 @@ public final class NetDevice: VirtioDevice {
 
   public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) -> Int? {
     state.withLock { state in
+      if tag == Self.roomTag {
+        if let room = backend.room { _ = lx_eventfd_take(room) }
+        return transmitAgain(&state, &queues) ? Self.transmitQueue : nil
+      }
       if events & (EPOLLERR.rawValue | EPOLLHUP.rawValue) != 0 {
         // The tap was deleted or the peer has closed; what it sent before is still there.
         if receive(&state, &queues) { return Self.receiveQueue }
         lose(&state)
         return Self.transmitQueue
       }
-      // Not only on EPOLLOUT: a back end that is not a single descriptor tells of room by whatever event it can.
-      if state.interest & EPOLLOUT.rawValue != 0, backend.flush() {
-        setInterest(state.interest & ~EPOLLOUT.rawValue, &state)
-        if transmit(&state, &queues) { setInterest(state.interest | EPOLLOUT.rawValue, &state) }
+      // What its share leaves comes with the next event: a descriptor that has room says so again.
+      if events & EPOLLOUT.rawValue != 0, transmitAgain(&state, &queues) {
+        setInterest(state.interest | EPOLLOUT.rawValue, &state)
       }
       guard events & ~EPOLLOUT.rawValue != 0 else { return nil }
       let again = receive(&state, &queues)
@@ -266,6 +273,13 @@ public final class NetDevice: VirtioDevice {
     }
     queues.flush(queue)
     return true
+  }
+
+  /// There may be room for what waited; as ``transmit(_:_:)``.
+  private func transmitAgain(_ state: inout State, _ queues: inout QueueSet) -> Bool {
+    guard state.interest & EPOLLOUT.rawValue != 0, backend.flush() else { return false }
+    setInterest(state.interest & ~EPOLLOUT.rawValue, &state)
+    return transmit(&state, &queues)
   }
 
   private func send(_ state: inout State, _ queues: inout QueueSet) -> SendResult {

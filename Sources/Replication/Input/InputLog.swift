@@ -19,18 +19,19 @@ public final class InputLog: Sendable {
 
     var end: UInt64 { dropped + UInt64(frames.count - head) }
 
-    /// Gives back the memory of a few dropped frames, of more where `wanted` bytes need it.
-    mutating func free(for wanted: Int, limit: Int) {
-      let few = min(head, freed + 4)
-      while freed < few || freed < head && bytes + wanted > limit {
-        bytes -= frames[freed].count
-        frames[freed] = []
+    /// Gives back the memory of so many dropped frames at the most; false when none is left.
+    mutating func free(atMost count: Int) -> Bool {
+      for index in freed..<min(head, freed + count) {
+        bytes -= frames[index].count
+        frames[index] = []
         freed += 1
       }
-      if freed == head, head > 1024, head * 2 > frames.count {
+      guard freed == head else { return true }
+      if head > 1024, head * 2 > frames.count {
         frames.removeFirst(head)
         (head, freed) = (0, 0)
       }
+      return false
     }
   }
 
@@ -52,7 +53,7 @@ public final class InputLog: Sendable {
   public func append(_ number: UInt64, _ frame: [UInt8]) throws(Refusal) {
     let refusal: Refusal? = state.withLock { state in
       guard number == state.end + 1 else { return .outOfOrder(expected: state.end + 1, got: number) }
-      state.free(for: frame.count, limit: byteLimit)
+      if state.bytes + frame.count > byteLimit { while state.free(atMost: 64) {} }
       guard state.bytes + frame.count <= byteLimit else { return .full }
       state.frames.append(frame)
       state.bytes += frame.count
@@ -95,7 +96,7 @@ public final class InputLog: Sendable {
   public func add(_ frames: [[UInt8]]) { state.withLock { $0.frames += frames } }
 
   /// The guest is put back to a checkpoint that was taken when `given` frames had been given: they are dropped, and those
-  /// after them are given again. Takes constant time, because the guest waits: memory is given back with what comes.
+  /// after them are given again. Takes constant time, because the guest waits; ``trim()`` gives their memory back.
   public func rewind(toCheckpointAfter given: UInt64) throws(Refusal) {
     let refusal: Refusal? = state.withLock { state in
       guard given >= state.dropped, given <= state.end else { return .unknownInput(given: given) }
@@ -106,4 +107,7 @@ public final class InputLog: Sendable {
     }
     if let refusal { throw refusal }
   }
+
+  /// Gives back the memory of what was dropped, a little at a time.
+  public func trim() { while state.withLock({ $0.free(atMost: 64) }) {} }
 }

@@ -164,7 +164,8 @@ public final class OutputGate: Sendable {
   /// What clients do not have yet of the epochs that have ended: its newest frames, so many at the most. A survivor repeats
   /// them, because its guest takes them for sent.
   public func held(frames: Int, bytes: Int) -> [[UInt8]] {
-    state.withLock { state in
+    flush()
+    return state.withLock { state in
       var held: [[UInt8]] = []
       var size = 0
       for token in (state.oldest..<state.next).reversed()
@@ -200,8 +201,9 @@ public final class OutputGate: Sendable {
   }
 
   /// The secondary's guest has said something else in this flow in `epoch`: what left of it early was wrong, and no more does until
-  /// the secondary holds the checkpoint that ends the epoch.
+  /// the secondary holds the checkpoint that ends the epoch. What was let out before leaves at once.
   public func contradict(_ flow: FlowKey, in epoch: UInt64) {
+    flush()
     state.withLock { state in
       guard epoch > state.secondary.received else {
         state.counters.contradictedBefore += 1

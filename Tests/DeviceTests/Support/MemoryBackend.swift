@@ -29,13 +29,20 @@ final class MemoryBackend: FrameBackend {
   private let state = Mutex(State())
   private let onSend = Mutex<(@Sendable () -> Void)?>(nil)
 
-  init(offloads: UInt64 = 0) throws {
+  /// Of one that tells of room by that.
+  let room: CInt?
+
+  init(offloads: UInt64 = 0, tellsOfRoom: Bool = false) throws {
     descriptor = lx_eventfd(0)
+    room = tellsOfRoom ? lx_eventfd(0) : nil
     guard descriptor >= 0 else { throw HostError(operation: "eventfd", errno: -descriptor) }
     self.offloads = offloads
   }
 
-  deinit { lx_close(descriptor) }
+  deinit {
+    lx_close(descriptor)
+    if let room { lx_close(room) }
+  }
 
   static let allOffloads =
     NetFeature.checksum | NetFeature.guestChecksum | NetFeature.guestTSO4 | NetFeature.guestTSO6
