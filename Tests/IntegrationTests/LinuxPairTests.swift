@@ -185,7 +185,8 @@ extension Integration {
         if after["vcpu1"] == before["vcpu1"] { quiet += 1 }
         before = after
       }
-      #expect(quiet >= 5, "of ten")
+      // With a tick, or a device that is polled from there, none is.
+      #expect(quiet >= 3, "of ten")
       withExtendedLifetime(first) {}
     }
   }
