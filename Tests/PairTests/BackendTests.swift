@@ -43,9 +43,11 @@ private final class Told: PairTraffic {
   private let inputs = Mutex<[Input]>([])
 
   private let full = Mutex(0)
+  private let flushes = Mutex(0)
 
   var input: [Input] { inputs.withLock { $0 } }
   var fullTimes: Int { full.withLock { $0 } }
+  var flushTimes: Int { flushes.withLock { $0 } }
 
   func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {
     let bytes = unsafe Array(frame)
@@ -55,7 +57,7 @@ private final class Told: PairTraffic {
   func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64? { nil }
   func started(_ frame: UnsafeRawBufferPointer) {}
   func gateIsFull() { full.withLock { $0 += 1 } }
-  func flush() {}
+  func flush() { flushes.withLock { $0 += 1 } }
   func outputEnded() {}
 }
 
@@ -85,6 +87,9 @@ private final class Told: PairTraffic {
       #expect(Self.receive(backend) == Self.frame(number))
       #expect(backend.given == UInt64(number) - 2)
     }
+    #expect(told.flushTimes == 0, "once for all")
+    backend.receivingEnded()
+    #expect(told.flushTimes == 1)
     #expect(told.input == (3...5).map { Told.Input(number: UInt64($0) - 2, frame: Self.frame($0)) })
   }
 

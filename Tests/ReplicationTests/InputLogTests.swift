@@ -1,5 +1,6 @@
-import Replication
 import Testing
+
+@testable import Replication
 
 @Suite("Input log") struct InputLogTests {
   let log = InputLog(byteLimit: 1000)
@@ -54,6 +55,7 @@ import Testing
     #expect(throws: InputLog.Refusal.full) { try log.append(3, [0]) }
     try log.rewind(toCheckpointAfter: 2)
     log.trim()
+    #expect(log.keptBytes == 0)
     try log.append(3, [3])
     #expect(log.sinceCheckpoint == [[3]])
   }

@@ -62,6 +62,8 @@ public final class InputLog: Sendable {
     if let refusal { throw refusal }
   }
 
+  /// Bytes that are kept, of dropped frames as well.
+  var keptBytes: Int { state.withLock { $0.bytes } }
   /// How many frames have come: what is acknowledged to the primary.
   public var received: UInt64 { state.withLock { $0.end } }
   /// How many the guest has been given.
