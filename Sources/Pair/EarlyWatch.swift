@@ -94,9 +94,11 @@ public final class EarlyWatch: Sendable {
     }
   }
 
-  func loaded(_ epoch: UInt64) {
+  /// The guest goes on from there.
+  /// - Parameter isSought: whether the primary looks for what may leave early in the epoch that follows.
+  func loaded(_ epoch: UInt64, isSought: Bool) {
     state.withLock { state in
-      state.ledger?.loaded(epoch: epoch)
+      state.ledger?.loaded(epoch: epoch, isSought: isSought)
       noteOwed(&state)
     }
   }

@@ -278,6 +278,7 @@ public final class PrimarySide: PairTraffic {
           }
           let seeksEarly = markings.epochEnded()
           backend?.seekEarly(seeksEarly)
+          early.cut(epoch, seeks: seeksEarly)
           sources?.cut(epoch, changed: stage.pages)
           comparison.withLock { comparison in
             comparison.comparator.checkpoint()
@@ -340,6 +341,7 @@ public final class PrimarySide: PairTraffic {
           guard epoch <= state.withLock({ $0.epoch }) else { throw ChannelError.notAuthentic }
           FaultPoints.pass(.receivedHeard)
           gate.received(epoch)
+          early.received(epoch)
           FaultPoints.pass(.released)
           meter.received(epoch)
           state.withLock { $0.received = max($0.received, epoch) }

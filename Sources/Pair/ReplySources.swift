@@ -42,7 +42,10 @@ struct ReplySources: ~Copyable {
   /// The guest is a secondary's.
   var isFollowing = false
   /// While it is, nothing is looked at, and no frame is taken for marked.
-  var isIdle = false
+  var isIdle = false {
+    // Sequence numbers may have come round since.
+    didSet { if oldValue, !isIdle { forget() } }
+  }
   private var generation: UInt32?
   private var rings: [(address: UInt64, next: UInt64)] = []
   private var flows: [FlowKey: [Record]] = [:]
@@ -73,6 +76,10 @@ struct ReplySources: ~Copyable {
   /// The guest goes on from another state: what it said since is unsaid.
   mutating func restart() {
     rings = rings.map { ($0.address, 1) }
+    forget()
+  }
+
+  private mutating func forget() {
     flows.removeAll(keepingCapacity: true)
     count = 0
   }

@@ -61,7 +61,7 @@ extension SecondarySide {
       // The primary may die before it lets them out.
       for frame in last.held { state.unconfirmed.add(frame, now: lx_monotonic_ns()) }
     }
-    early.loaded(last.epoch)
+    early.loaded(last.epoch, isSought: last.seeksEarly)
     FaultPoints.pass(.loaded)
     peer.change(.firstCheckpoint)
     // What the first copy took.

@@ -231,6 +231,31 @@ import Testing
     #expect(findings.count == 2 && findings.contains(.equal) && findings.contains { $0 != .equal })
   }
 
+  // MARK: Epochs in which nothing is looked for
+
+  @Test func nothingIsLookedFor_nothingIsKept() throws {
+    let text = frame("abc", at: 7)
+    var ledger = EarlyLedger(key: key)
+    ledger.loaded(epoch: 1, isSought: false)
+    let isSent = ledger.said(text, header: 12, isMarked: true)
+    #expect(isSent && ledger.ownBytes == 0)
+    ledger.loaded(epoch: 2)
+    let isSentThen = ledger.said(text, header: 12, isMarked: true)
+    #expect(!isSentThen && ledger.ownBytes == text.count)
+  }
+
+  /// A primary does not: what its guest said is not known, and clients must not get other bytes.
+  @Test func toldInSuchAnEpoch_countsAsDifferent() throws {
+    var teller = EarlyTeller(key: key)
+    var ledger = EarlyLedger(key: key)
+    ledger.loaded(epoch: 1, isSought: false)
+    let output = told(frame("abc", at: 7), &teller, epoch: 2)
+    _ = ledger.add(try #require(output), epoch: 2)
+    _ = ledger.said(frame("abc", at: 7), header: 12, isMarked: true)
+    let findings = ledger.settle()
+    #expect(findings.count == 1 && findings != [.equal])
+  }
+
   // MARK: How far the guest has sent
 
   @Test func acknowledgeable_isWhatTheGuestHasSent_whileItHasNotSaidAll() throws {

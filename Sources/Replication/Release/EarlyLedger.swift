@@ -57,6 +57,8 @@ public struct EarlyLedger: ~Copyable, Sendable {
   /// The checkpoint from which the guest goes on.
   private var base: UInt64 = 0
   var flows: [FlowKey: Flow] = [:]
+  /// The primary may let something out early that the guest says from here on.
+  private var isSought = true
   /// Of epochs to which the guest has not come, and where the first of these in each flow begins.
   private var ahead: [(epoch: UInt64, item: Item)] = []
   var aheadFrom: [FlowKey: UInt32] = [:]
@@ -108,13 +110,17 @@ public struct EarlyLedger: ~Copyable, Sendable {
   }
 
   /// The guest goes on from checkpoint `epoch`, and has said nothing yet.
-  public mutating func loaded(epoch: UInt64) {
+  /// - Parameter isSought: whether the primary looks for what may leave early after it. Else nothing is kept of what the guest says:
+  ///   a primary that looks again tells nothing before the checkpoint that says so has been received, and a survivor goes on from that.
+  public mutating func loaded(epoch: UInt64, isSought: Bool = true) {
     base = epoch
+    self.isSought = isSought
     flows.removeAll(keepingCapacity: true)
     contradictions.removeAll()
     equal = 0
     ownBytes = 0
-    hasForgotten = false
+    // Should it be told of some all the same.
+    hasForgotten = !isSought
     var rest: [(epoch: UInt64, item: Item)] = []
     for (at, item) in ahead where at > epoch {
       switch item {
@@ -132,6 +138,7 @@ public struct EarlyLedger: ~Copyable, Sendable {
   /// - Returns: whether the primary has to see it. It need not if it is compared here, nor before it has said what becomes of its
   ///   own frame.
   public mutating func said(_ bytes: [UInt8], header: Int, isMarked: Bool) -> Bool {
+    guard isSought else { return true }
     let frame = unsafe bytes.withUnsafeBytes { unsafe Frame($0, header: header) }
     guard frame.kind == .tcp else { return true }
     guard flows[frame.key] != nil || flows.count < Self.pieceLimit else {
