@@ -2,6 +2,7 @@ internal import CLinux
 internal import Devices
 internal import GuestMemory
 internal import MiniVMM
+internal import Replication
 internal import Synchronization
 
 /// A checkpoint that a secondary holds whole.
@@ -16,7 +17,7 @@ struct WholeCheckpoint: Sendable {
   /// How long its output waited, in microseconds.
   var wait: UInt32
   /// Whether the primary looks for output that may leave early from here on.
-  var seeksEarly: Bool
+  var search: EarlySearch
   var state: [UInt8]
   var stage: PageStage
 }

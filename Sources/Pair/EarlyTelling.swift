@@ -10,10 +10,6 @@ final class EarlyTelling: Sendable {
     /// Not posted yet, of one epoch.
     var batch: [EarlyOutput] = []
     var epoch: UInt64 = 0
-    /// Output that may leave early is looked for; nothing is told before the secondary has checkpoint `after`.
-    var seeks = true
-    var after: UInt64 = 0
-    var received: UInt64 = 0
     /// The batch's number; counts from 1, over all channels.
     var number: UInt64 = 1
     /// The newest batch that was posted, and its place among the channel's urgent messages.
@@ -35,22 +31,9 @@ final class EarlyTelling: Sendable {
     state.withLock { state in
       state.teller = EarlyTeller(channel)
       state.channel = channel
-      (state.seeks, state.after, state.received) = (true, 0, 0)
     }
     heard.store(0, ordering: .relaxed)
   }
-
-  /// Whether output that may leave early is looked for after checkpoint `epoch`. The machine stands still. While it is not, the secondary
-  /// keeps nothing of what its guest says: the next is told when it is sure to go on from a checkpoint that says so.
-  func cut(_ epoch: UInt64, seeks: Bool) {
-    state.withLock { state in
-      if seeks, !state.seeks { state.after = epoch }
-      state.seeks = seeks
-    }
-  }
-
-  /// The secondary has checkpoint `epoch`.
-  func received(_ epoch: UInt64) { state.withLock { $0.received = max($0.received, epoch) } }
 
   /// The secondary has heard what this side said at `time`.
   func heard(_ time: UInt64) {
@@ -76,13 +59,12 @@ final class EarlyTelling: Sendable {
   }
 
   /// A frame of `epoch` is to leave early. It goes with what is sent next.
-  /// - Returns: how to ask whether the secondary is sure to hear of it; nil when it may not leave: it is one too many, or too soon.
+  /// - Returns: how to ask whether the secondary is sure to hear of it; nil when it may not leave, because it is one too many.
   func tell(_ frame: UnsafeRawBufferPointer, epoch: UInt64) -> UInt64? {
     guard !isForgotten else { return nil }
     // Looked at during the call only.
     nonisolated(unsafe) let frame = unsafe frame
     return state.withLock { state in
-      guard state.received >= state.after else { return nil }
       if epoch != state.epoch || state.batch.count >= Self.batchLimit {
         Self.post(&state)
         guard state.batch.isEmpty else { return nil }

@@ -95,10 +95,10 @@ public final class EarlyWatch: Sendable {
   }
 
   /// The guest goes on from there.
-  /// - Parameter isSought: whether the primary looks for what may leave early in the epoch that follows.
-  func loaded(_ epoch: UInt64, isSought: Bool) {
+  /// - Parameter isKept: what it says from there on may have to be compared.
+  func loaded(_ epoch: UInt64, isKept: Bool) {
     state.withLock { state in
-      state.ledger?.loaded(epoch: epoch, isSought: isSought)
+      state.ledger?.loaded(epoch: epoch, isKept: isKept)
       noteOwed(&state)
     }
   }

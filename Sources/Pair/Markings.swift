@@ -1,3 +1,4 @@
+internal import Replication
 internal import Synchronization
 
 /// How many frames a guest has marked, or why not: what stands behind how many leave early. From any thread.
@@ -27,7 +28,7 @@ final class Markings: Sendable {
 
   /// An epoch has ended.
   /// - Returns: whether output that may leave early is to be looked for in the next.
-  func epochEnded() -> Bool {
+  func epochEnded() -> EarlySearch {
     let early = marked.load(ordering: .relaxed)
     let held = unmarked.load(ordering: .relaxed) + changed.load(ordering: .relaxed)
     return policy.withLock { known in

@@ -99,6 +99,7 @@ public final class PairBackend: FrameBackend {
     state.withLock { state in
       state.forwards = true
       state.given = 0
+      state.sources?.skip()
     }
   }
 

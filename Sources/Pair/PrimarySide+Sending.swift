@@ -29,14 +29,14 @@ extension PrimarySide {
 
   func send(
     _ stage: PageStage, _ epoch: UInt64, _ saved: [UInt8], _ given: [UInt64],
-    _ network: (mappings: [UInt8], addresses: [UInt8]), _ seeksEarly: Bool, _ sent: SentPages, _ channel: Channel
+    _ network: (mappings: [UInt8], addresses: [UInt8]), _ search: EarlySearch, _ sent: SentPages, _ channel: Channel
   ) throws(ChannelError) {
     try send(stage, epoch, sent, channel)
     let held = gate.held(frames: RecentOutput.frames, bytes: RecentOutput.bytes)
     try channel.sendBulk(
       .checkpoint(
         epoch: epoch, pages: UInt64(stage.pages.count), given: given, mappings: network.mappings,
-        addresses: network.addresses, held: held, wait: meter.wait(gate.counters), seeksEarly: seeksEarly, state: saved)
+        addresses: network.addresses, held: held, wait: meter.wait(gate.counters), search: search, state: saved)
     )
     FaultPoints.pass(.checkpointSent)
   }

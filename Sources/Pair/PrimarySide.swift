@@ -264,7 +264,7 @@ public final class PrimarySide: PairTraffic {
           if options.mode.compares { lx_thread_prefer() }
         }
         var began: UInt64 = 0
-        let (saved, epoch, given, network, seeksEarly) = try turn.borrow(machine) {
+        let (saved, epoch, given, network, search) = try turn.borrow(machine) {
           began = lx_monotonic_ns()
           FaultPoints.pass(.paused) { machine.pause(draining: false) }
           let (saved, _) = try machine.capture(into: stage, dirty: &dirty)
@@ -276,9 +276,8 @@ public final class PrimarySide: PairTraffic {
             backend?.beginForwarding()
             gate.protect()
           }
-          let seeksEarly = markings.epochEnded()
-          backend?.seekEarly(seeksEarly)
-          early.cut(epoch, seeks: seeksEarly)
+          let search = markings.epochEnded()
+          backend?.seekEarly(search == .on)
           sources?.cut(epoch, changed: stage.pages)
           comparison.withLock { comparison in
             comparison.comparator.checkpoint()
@@ -289,7 +288,7 @@ public final class PrimarySide: PairTraffic {
             state.isCopying = false
           }
           FaultPoints.pass(.cut)
-          return (saved, epoch, given, network, seeksEarly)
+          return (saved, epoch, given, network, search)
         }
         FaultPoints.pass(.resumed)
         last = lx_monotonic_ns()
@@ -297,7 +296,7 @@ public final class PrimarySide: PairTraffic {
         sources?.update(stage, epoch: epoch)
         let resumed = machine.resumedAt
         meter.tookCheckpoint(epoch, cause, pause: (resumed > began ? resumed : last) - began, pages: stage.pages.count)
-        try send(stage, epoch, saved.encoded, first ? [0] : given, network, seeksEarly, sent, channel)
+        try send(stage, epoch, saved.encoded, first ? [0] : given, network, search, sent, channel)
         first = false
         guard awaitReceived(epoch, channel) else { return peer.loss }
       } catch {
@@ -341,7 +340,6 @@ public final class PrimarySide: PairTraffic {
           guard epoch <= state.withLock({ $0.epoch }) else { throw ChannelError.notAuthentic }
           FaultPoints.pass(.receivedHeard)
           gate.received(epoch)
-          early.received(epoch)
           FaultPoints.pass(.released)
           meter.received(epoch)
           state.withLock { $0.received = max($0.received, epoch) }

@@ -42,10 +42,7 @@ struct ReplySources: ~Copyable {
   /// The guest is a secondary's.
   var isFollowing = false
   /// While it is, nothing is looked at, and no frame is taken for marked.
-  var isIdle = false {
-    // Sequence numbers may have come round since.
-    didSet { if oldValue, !isIdle { forget() } }
-  }
+  var isIdle = false
   private var generation: UInt32?
   private var rings: [(address: UInt64, next: UInt64)] = []
   private var flows: [FlowKey: [Record]] = [:]
@@ -76,6 +73,12 @@ struct ReplySources: ~Copyable {
   /// The guest goes on from another state: what it said since is unsaid.
   mutating func restart() {
     rings = rings.map { ($0.address, 1) }
+    forget()
+  }
+
+  /// What the guest has said by now is not looked at: it may be of connections whose names have been used again since.
+  mutating func skip() {
+    poll()
     forget()
   }
 

@@ -53,7 +53,7 @@ extension SecondarySide {
     }
     try parts.backend?.loaded(
       epoch: last.epoch, given: last.given, mappings: last.mappings, addresses: last.addresses,
-      seeksEarly: last.seeksEarly)
+      seeksEarly: last.search == .on)
     state.withLock { state in
       state.loaded = last.epoch
       state.broken = nil
@@ -61,7 +61,7 @@ extension SecondarySide {
       // The primary may die before it lets them out.
       for frame in last.held { state.unconfirmed.add(frame, now: lx_monotonic_ns()) }
     }
-    early.loaded(last.epoch, isSought: last.seeksEarly)
+    early.loaded(last.epoch, isKept: last.search != .off)
     FaultPoints.pass(.loaded)
     peer.change(.firstCheckpoint)
     // What the first copy took.

@@ -256,7 +256,7 @@ public final class SecondarySide: PairTraffic {
         }
         FaultPoints.pass(epoch > 0 ? .pagesStaged : .copyTaken)
       case .checkpoint(
-        let epoch, let pages, let given, let mappings, let addresses, let held, let wait, let seeksEarly, let saved):
+        let epoch, let pages, let given, let mappings, let addresses, let held, let wait, let search, let saved):
         guard epoch == received + 1 || received == 0, epoch > 0, pages == UInt64(stage.pages.count),
           let given = given.first, given >= lastGiven
         else {
@@ -275,7 +275,7 @@ public final class SecondarySide: PairTraffic {
         queue.put(
           WholeCheckpoint(
             epoch: epoch, given: given, mappings: mappings, addresses: addresses, held: held, wait: wait,
-            seeksEarly: seeksEarly, state: saved,
+            search: search, state: saved,
             stage: stage))
         try channel.send(.received(epoch: epoch))
         FaultPoints.pass(.receivedSaid)

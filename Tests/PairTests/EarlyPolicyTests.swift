@@ -1,3 +1,4 @@
+import Replication
 import Testing
 
 @testable import Pair
@@ -5,7 +6,7 @@ import Testing
 @Suite("Whether to look for early output") struct EarlyPolicyTests {
   /// Epochs of 100 frames with so many early, as many as wanted: whether each is followed by one in which it is looked.
   private func run(_ policy: inout EarlyPolicy, early: UInt64, held: UInt64? = nil, epochs: Int) -> [Bool] {
-    (0..<epochs).map { _ in policy.epochEnded(early: early, held: held ?? 100 - early) }
+    (0..<epochs).map { _ in policy.epochEnded(early: early, held: held ?? 100 - early) == .on }
   }
 
   @Test(arguments: [50, 75, 100] as [UInt64]) func enough_isLookedForAlways(early: UInt64) {
@@ -31,5 +32,15 @@ import Testing
     var policy = EarlyPolicy()
     let looks = run(&policy, early: 0, held: 63, epochs: 50) + run(&policy, early: 0, held: 64, epochs: 3)
     #expect(looks == [Bool](repeating: true, count: 52) + [false])
+  }
+
+  /// The secondary may be an epoch behind: it keeps what its guest says from the one before.
+  @Test func lookingAgain_isSaidAnEpochBefore() {
+    var policy = EarlyPolicy()
+    let searches = (0..<200).map { _ in policy.epochEnded(early: 49, held: 51) }
+    for (before, after) in zip(searches, searches.dropFirst()) {
+      #expect(after == .on ? before != .off : after == .soon ? before == .off : before != .soon)
+    }
+    #expect(Set(searches) == [.on, .off, .soon])
   }
 }

@@ -53,27 +53,6 @@ import Testing
     _ = secondary
   }
 
-  /// It has kept nothing of what its guest said meanwhile: should it have to go on from before the checkpoint, it could not tell
-  /// whether that was the same.
-  @Test func afterATimeWithoutSeeking_nothingIsToldBeforeTheCheckpointIsReceived() throws {
-    let (primary, secondary) = try channels()
-    let telling = EarlyTelling(clock: { [time] in time.value.withLock { $0 } })
-    telling.begin(primary)
-    telling.heard(now)
-    telling.cut(1, seeks: true)
-    #expect(tell(telling) != nil, "it was looked for before, too")
-    telling.received(1)
-    telling.cut(2, seeks: false)
-    telling.received(2)
-    telling.cut(3, seeks: true)
-    #expect(tell(telling) == nil)
-    telling.received(3)
-    #expect(tell(telling) != nil)
-    telling.cut(4, seeks: true)
-    #expect(tell(telling) != nil)
-    _ = secondary
-  }
-
   /// A secondary gives back the time of the last sign of life that it has read; a primary sends its own.
   @Test(arguments: [Role.alone, .joining]) func heartbeat_carriesThePrimarysTime(role: Role) throws {
     let (mine, other) = try channels()

@@ -125,7 +125,7 @@ final class ScriptedPrimary {
   ) -> Message {
     .checkpoint(
       epoch: epoch, pages: pages, given: given, mappings: mappings, addresses: CardAddresses().encoded, held: [],
-      wait: 0, seeksEarly: true, state: state)
+      wait: 0, search: .on, state: state)
   }
 
   /// Whole pages, each of one byte's value.

@@ -11,7 +11,7 @@ import Testing
     .output(card: 0, base: 3, frame: []), .disk(index: 1, epoch: 2, position: 512, count: 0, zero: 0, bytes: [1, 2]),
     .pages(epoch: 5, run: [UInt8](repeating: 3, count: 100)),
     .checkpoint(
-      epoch: 6, pages: 12, given: [4, 5], mappings: [2], addresses: [7], held: [[], [3, 4]], wait: 9, seeksEarly: true,
+      epoch: 6, pages: 12, given: [4, 5], mappings: [2], addresses: [7], held: [[], [3, 4]], wait: 9, search: .soon,
       state: [1]),
     .received(epoch: 6),
     .loaded(epoch: 6, nanoseconds: 9),

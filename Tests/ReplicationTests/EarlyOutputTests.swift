@@ -236,7 +236,7 @@ import Testing
   @Test func nothingIsLookedFor_nothingIsKept() throws {
     let text = frame("abc", at: 7)
     var ledger = EarlyLedger(key: key)
-    ledger.loaded(epoch: 1, isSought: false)
+    ledger.loaded(epoch: 1, isKept: false)
     let isSent = ledger.said(text, header: 12, isMarked: true)
     #expect(isSent && ledger.ownBytes == 0)
     ledger.loaded(epoch: 2)
@@ -248,7 +248,7 @@ import Testing
   @Test func toldInSuchAnEpoch_countsAsDifferent() throws {
     var teller = EarlyTeller(key: key)
     var ledger = EarlyLedger(key: key)
-    ledger.loaded(epoch: 1, isSought: false)
+    ledger.loaded(epoch: 1, isKept: false)
     let output = told(frame("abc", at: 7), &teller, epoch: 2)
     _ = ledger.add(try #require(output), epoch: 2)
     _ = ledger.said(frame("abc", at: 7), header: 12, isMarked: true)

@@ -24,7 +24,7 @@ public enum Message: Equatable, Sendable {
   /// leave early in the epoch that begins.
   case checkpoint(
     epoch: UInt64, pages: UInt64, given: [UInt64], mappings: [UInt8], addresses: [UInt8], held: [[UInt8]], wait: UInt32,
-    seeksEarly: Bool, state: [UInt8])
+    search: EarlySearch, state: [UInt8])
   /// Secondary: it holds checkpoint `epoch` whole.
   case received(epoch: UInt64)
   /// Secondary: its machine stands on checkpoint `epoch`, which took so long.
@@ -118,7 +118,7 @@ extension Message {
       out.put(epoch)
       out.put(run)
     case .checkpoint(
-      let epoch, let pages, let given, let mappings, let addresses, let held, let wait, let seeksEarly, let state):
+      let epoch, let pages, let given, let mappings, let addresses, let held, let wait, let search, let state):
       out.put(epoch)
       out.put(pages)
       out.put(UInt8(given.count))
@@ -128,7 +128,7 @@ extension Message {
       out.put(UInt32(held.count))
       for frame in held { out.put(frame) }
       out.put(wait)
-      out.put(seeksEarly)
+      out.put(search.rawValue)
       out.put(state)
     case .received(let epoch): out.put(epoch)
     case .loaded(let epoch, let nanoseconds):
@@ -186,9 +186,11 @@ extension Message {
       let addresses: [UInt8] = try reader.get()
       var held: [[UInt8]] = []
       for _ in 0..<(try reader.get(UInt32.self)) { held.append(try reader.get()) }
+      let wait: UInt32 = try reader.get()
+      guard let search = EarlySearch(rawValue: try reader.get()) else { throw .invalid("a search of another kind") }
       self = .checkpoint(
-        epoch: epoch, pages: pages, given: given, mappings: mappings, addresses: addresses, held: held,
-        wait: try reader.get(), seeksEarly: try reader.get(Bool.self), state: try reader.get())
+        epoch: epoch, pages: pages, given: given, mappings: mappings, addresses: addresses, held: held, wait: wait,
+        search: search, state: try reader.get())
     case 8: self = .received(epoch: try reader.get())
     case 9: self = .loaded(epoch: try reader.get(), nanoseconds: try reader.get())
     case 10: self = .heartbeat(term: try reader.get(), time: try reader.get())

@@ -57,8 +57,8 @@ public struct EarlyLedger: ~Copyable, Sendable {
   /// The checkpoint from which the guest goes on.
   private var base: UInt64 = 0
   var flows: [FlowKey: Flow] = [:]
-  /// The primary may let something out early that the guest says from here on.
-  private var isSought = true
+  /// Of what the guest says from here on something may be told.
+  private var isKept = true
   /// Of epochs to which the guest has not come, and where the first of these in each flow begins.
   private var ahead: [(epoch: UInt64, item: Item)] = []
   var aheadFrom: [FlowKey: UInt32] = [:]
@@ -110,17 +110,17 @@ public struct EarlyLedger: ~Copyable, Sendable {
   }
 
   /// The guest goes on from checkpoint `epoch`, and has said nothing yet.
-  /// - Parameter isSought: whether the primary looks for what may leave early after it. Else nothing is kept of what the guest says:
-  ///   a primary that looks again tells nothing before the checkpoint that says so has been received, and a survivor goes on from that.
-  public mutating func loaded(epoch: UInt64, isSought: Bool = true) {
+  /// - Parameter isKept: what it says is kept, to be compared with what is told: not where the primary is in an epoch of
+  ///   ``EarlySearch/off``.
+  public mutating func loaded(epoch: UInt64, isKept: Bool = true) {
     base = epoch
-    self.isSought = isSought
+    self.isKept = isKept
     flows.removeAll(keepingCapacity: true)
     contradictions.removeAll()
     equal = 0
     ownBytes = 0
     // Should it be told of some all the same.
-    hasForgotten = !isSought
+    hasForgotten = !isKept
     var rest: [(epoch: UInt64, item: Item)] = []
     for (at, item) in ahead where at > epoch {
       switch item {
@@ -138,7 +138,7 @@ public struct EarlyLedger: ~Copyable, Sendable {
   /// - Returns: whether the primary has to see it. It need not if it is compared here, nor before it has said what becomes of its
   ///   own frame.
   public mutating func said(_ bytes: [UInt8], header: Int, isMarked: Bool) -> Bool {
-    guard isSought else { return true }
+    guard isKept else { return true }
     let frame = unsafe bytes.withUnsafeBytes { unsafe Frame($0, header: header) }
     guard frame.kind == .tcp else { return true }
     guard flows[frame.key] != nil || flows.count < Self.pieceLimit else {

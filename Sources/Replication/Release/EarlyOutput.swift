@@ -1,5 +1,15 @@
 internal import StateCodec
 
+/// Whether a primary looks for output that may leave early, in the epoch after a checkpoint. A secondary may be an epoch behind, and
+/// keeps what its guest says in ``soon`` and ``on`` to compare it with what it is told.
+public enum EarlySearch: UInt8, Sendable {
+  /// It does not, and not in the next one either.
+  case off
+  /// It does in the next one.
+  case soon
+  case on
+}
+
 /// A piece of a TCP stream by its code, as the wire numbers it: what left a primary before its secondary had said as much, or what a
 /// secondary's guest has sent, so that not every byte of it goes to the primary.
 public struct EarlyOutput: Equatable, Sendable {
