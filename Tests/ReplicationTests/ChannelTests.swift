@@ -51,6 +51,20 @@ import Testing
     #expect(throws: StateError.self) { try Message(decoding: bytes + [0]) }
   }
 
+  @Test func searchOfAnotherKind_isRefused() throws {
+    func checkpoint(_ search: EarlySearch) -> [UInt8] {
+      Message.checkpoint(
+        epoch: 6, pages: 0, given: [4], mappings: [], addresses: [], held: [], wait: 9, search: search, state: []
+      ).encoded
+    }
+    var bytes = checkpoint(.on)
+    let place = try #require(zip(bytes, checkpoint(.off)).enumerated().first { $1.0 != $1.1 }?.offset)
+    for value in 3...255 as ClosedRange<UInt8> {
+      bytes[place] = value
+      #expect(throws: StateError.self) { try Message(decoding: bytes) }
+    }
+  }
+
   /// Whatever a byte is changed to: a refusal, or some message; never a trap.
   @Test(arguments: all) func everyChangedByte_isSurvived(message: Message) {
     var bytes = message.encoded
