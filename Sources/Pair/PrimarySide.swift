@@ -265,6 +265,7 @@ public final class PrimarySide: PairTraffic {
         }
         var began: UInt64 = 0
         let (saved, epoch, given, network, search) = try turn.borrow(machine) {
+          machine.prepareCapture()
           began = lx_monotonic_ns()
           FaultPoints.pass(.paused) { machine.pause(draining: false) }
           let (saved, _) = try machine.capture(into: stage, dirty: &dirty)

@@ -63,15 +63,17 @@ public struct StateWriter: Sendable {
     bytes.append(contentsOf: value)
   }
 
-  /// A section: tag, version, length, then what `body` writes.
+  /// A section: tag, version, length, then what `body` writes. If that throws, the writer is of no use any more.
   public mutating func section<E: Error>(
     _ tag: UInt32, version: UInt16, _ body: (inout StateWriter) throws(E) -> Void
   ) throws(E) {
-    var inner = StateWriter()
-    try body(&inner)
     put(tag)
     put(version)
-    put(inner.bytes)
+    put(UInt32(0))
+    let start = bytes.count
+    try body(&self)
+    let count = UInt32(bytes.count - start)
+    for index in 0..<4 { bytes[start - 4 + index] = UInt8(truncatingIfNeeded: count >> UInt32(8 * index)) }
   }
 }
 

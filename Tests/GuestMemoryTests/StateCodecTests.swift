@@ -42,6 +42,17 @@ import Testing
     #expect(Array(Self.sample().prefix(10)) == Array("test".utf8) + [2, 0, 20, 0, 0, 0])
   }
 
+  @Test func sections_nest() throws {
+    var writer = StateWriter()
+    writer.put(UInt8(7))
+    writer.section(Self.tag, version: 1) { writer in
+      writer.put(UInt8(8))
+      writer.section(Self.tag, version: 3) { $0.put([9]) }
+    }
+    let inner = Array("test".utf8) + [3, 0, 5, 0, 0, 0, 1, 0, 0, 0, 9]
+    #expect(writer.bytes == [7] + Array("test".utf8) + [1, 0, 16, 0, 0, 0, 8] + inner)
+  }
+
   @Test(
     arguments: [0, 1, -1, .max, .min] as [Int64])
   func integers_ofEveryWidth_roundTrip(value: Int64) throws {

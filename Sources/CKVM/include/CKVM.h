@@ -115,6 +115,21 @@ static inline int ckvm_tsc_offset(int vcpu, enum KVMRequest request, uint64_t *o
 static inline void ckvm_set_immediate_exit(struct kvm_run *run, int on) {
   __atomic_store_n(&run->immediate_exit, (uint8_t)on, __ATOMIC_SEQ_CST);
 }
+// --- registers that KVM_RUN leaves in kvm_run as it returns (KVM_CAP_SYNC_REGS)
+/// From any thread: each KVM_RUN that returns from now on leaves them. RFLAGS, whose bit 1 is always set, says whether one has.
+static inline void ckvm_want_registers(struct kvm_run *run) {
+  run->s.regs.regs.rflags = 0;
+  __atomic_store_n(&run->kvm_valid_regs, (uint64_t)(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS), __ATOMIC_RELEASE);
+}
+/// Before the registers change other than by a KVM_RUN that leaves them. A wish at the same time may be lost.
+static inline void ckvm_forget_registers(struct kvm_run *run) {
+  __atomic_store_n(&run->kvm_valid_regs, 0, __ATOMIC_RELEASE);
+}
+/// What the last KVM_RUN left, when its thread has parked since; NULL when it was not asked to.
+static inline const struct kvm_sync_regs *ckvm_left_registers(const struct kvm_run *run) {
+  return run->kvm_valid_regs != 0 && run->s.regs.regs.rflags & 2 ? &run->s.regs : NULL;
+}
+
 /// Start of the data of a port I/O exit, inside the `mapped` bytes at `run`; NULL when the kernel names a place outside.
 static inline void *ckvm_io_data(struct kvm_run *run, size_t mapped) {
   uint64_t length = (uint64_t)run->io.size * run->io.count;

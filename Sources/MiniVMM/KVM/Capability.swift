@@ -24,6 +24,7 @@ struct Capability: Sendable, Equatable {
     Capability(name: "KVM_CAP_XCRS", number: KVM_CAP_XCRS),
     Capability(name: "KVM_CAP_GET_TSC_KHZ", number: KVM_CAP_GET_TSC_KHZ),
     Capability(name: "KVM_CAP_IMMEDIATE_EXIT", number: KVM_CAP_IMMEDIATE_EXIT),
+    Capability(name: "KVM_CAP_SYNC_REGS", number: KVM_CAP_SYNC_REGS),
   ]
 
   static let xsave2 = Capability(name: "KVM_CAP_XSAVE2", number: KVM_CAP_XSAVE2)

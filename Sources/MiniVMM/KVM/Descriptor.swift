@@ -85,7 +85,8 @@ struct Descriptor: ~Copyable, Sendable {
     return (filled, result)
   }
 
-  private func rawCall(_ request: KVMRequest, _ pointer: UnsafeMutableRawPointer?) -> CInt {
+  /// The ioctl's result, or -errno.
+  func rawCall(_ request: KVMRequest, _ pointer: UnsafeMutableRawPointer?) -> CInt {
     while true {
       let result = unsafe ckvm_ioctl_pointer(raw, request, pointer)
       if result != -EINTR { return result }

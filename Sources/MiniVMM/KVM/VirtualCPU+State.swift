@@ -8,8 +8,8 @@ extension VirtualCPU {
   private static let tscAdjustRegister: UInt32 = 0x3b
   private static let wallClockRegister: UInt32 = 0x4b56_4d00
 
-  /// The registers of `list` that belong to saved state and that KVM really reads.
-  func readableRegisters(of list: [UInt32]) throws(KVMError) -> [UInt32] {
+  /// The registers of `list` that belong to saved state and that KVM really reads, and the timer's deadline.
+  func readableRegisters(of list: [UInt32]) throws(KVMError) -> RegisterList {
     // Saved apart: the counter and its deadline. Older names of kvmclock's registers: 0x11, 0x12.
     let candidates = list.filter { ![Self.tscRegister, Self.tscDeadlineRegister, 0x11, 0x12].contains($0) }
     var readable: [UInt32] = []
@@ -19,30 +19,37 @@ extension VirtualCPU {
       readable += rest.prefix(read)
       rest = rest.dropFirst(read + 1)
     }
-    return readable
+    return RegisterList(readable + [Self.tscDeadlineRegister])
   }
 
   /// - Parameter hostTSC: the host's counter at the moment of the saved clock, where KVM told it.
-  func save(_ list: [UInt32], xsaveSize: Int, hostTSC: UInt64?) throws(KVMError) -> VCPUState {
+  func save(_ list: RegisterList, xsaveSize: Int, hostTSC: UInt64?) throws(KVMError) -> VCPUState {
     var state = VCPUState()
     func get(_ request: KVMRequest, _ size: Int) throws(KVMError) -> [UInt8] {
       try descriptor.getBytes(request, [UInt8](repeating: 0, count: size))
     }
     // First: its getter takes in pending INIT and SIPI, which changes registers.
     state.mpState = try get(.getMPState, VCPUState.mpStateSize)
-    state.regs = try get(.getRegs, VCPUState.regsSize)
-    state.sregs = try get(.getSregs, VCPUState.sregsSize)
+    state.lapic = try get(.getLAPIC, VCPUState.lapicSize)
+    // An INIT or SIPI that has just been taken in came after the last KVM_RUN, and has turned the APIC off.
+    if let left = leftRegisters, isAPICEnabled(state.lapic) {
+      state.regs = unsafe withUnsafeBytes(of: left.regs) { unsafe Array($0) }
+      state.sregs = unsafe withUnsafeBytes(of: left.sregs) { unsafe Array($0) }
+    } else {
+      state.regs = try get(.getRegs, VCPUState.regsSize)
+      state.sregs = try get(.getSregs, VCPUState.sregsSize)
+    }
     state.xsave = try get(xsaveSize > 4096 ? .getXSAVE2 : .getXSAVE, xsaveSize)
     state.xcrs = try get(.getXCRs, VCPUState.xcrsSize)
     state.debugRegs = try get(.getDebugRegs, VCPUState.debugRegsSize)
-    state.lapic = try get(.getLAPIC, VCPUState.lapicSize)
     state.tscKHz = try tscFrequency()
     state.cpuid = try savedCPUID()
     // The deadline with the others: each call costs as much as a hundred registers.
-    var values = try msrs((list + [Self.tscDeadlineRegister])[...])
-    let deadline = values.count > list.count ? values.removeLast().data : nil
-    state.registers = values.map { VCPUState.Register(index: $0.index, value: $0.data) }
-    state.tsc = try guestTSC(hostTSC: hostTSC, adjust: values.first { $0.index == Self.tscAdjustRegister }?.data)
+    state.registers = try list.read(descriptor)
+    let deadline =
+      state.registers.last?.index == Self.tscDeadlineRegister ? state.registers.removeLast().value : nil
+    state.tsc = try guestTSC(
+      hostTSC: hostTSC, adjust: state.registers.first { $0.index == Self.tscAdjustRegister }?.value)
     if let deadline {
       // 0 with an armed timer: it has fired and its interrupt is on the way, seen by no other register. A deadline
       // in the past raises it again; a guest takes one timer interrupt too many easily, one too few never.
@@ -57,6 +64,7 @@ extension VirtualCPU {
   ///   - tsc: how to make its time stamp counter continue.
   func restore(_ state: VCPUState, setsCPUID: Bool, tsc: TSCRestore) throws(KVMError) {
     knownOffset.withLock { $0 = nil }
+    forgetRegisters()
     if setsCPUID { try setCPUID(Self.cpuidEntries(state.cpuid)) }
     try descriptor.setBytes(.setMPState, state.mpState)
     // Clears pending exceptions, so before the events.
@@ -163,9 +171,16 @@ extension VirtualCPU {
     guard result >= 0 else { throw .failed(.setDeviceAttr, errno: -result) }
   }
 
+  /// Bit 8 of the spurious-interrupt vector register (0xf0): 0 after a reset and after INIT (Intel SDM vol. 3, 11.4.7).
+  private func isAPICEnabled(_ lapic: [UInt8]) -> Bool { apicRegister(lapic, 0xf0) >> 8 & 1 == 1 }
+
+  private func apicRegister(_ lapic: [UInt8], _ offset: Int) -> UInt32 {
+    (0..<4).reduce(0) { $0 | UInt32(lapic[offset + $1]) << UInt32(8 * $1) }
+  }
+
   /// Whether the LVT timer entry (0x320) is unmasked and in TSC-deadline mode (Intel SDM vol. 3, 11.5.4).
   private func deadlineTimerIsArmed(_ lapic: [UInt8]) -> Bool {
-    let entry = (0..<4).reduce(UInt32(0)) { $0 | UInt32(lapic[0x320 + $1]) << UInt32(8 * $1) }
+    let entry = apicRegister(lapic, 0x320)
     return entry >> 17 & 3 == 2 && entry >> 16 & 1 == 0
   }
 }

@@ -41,6 +41,16 @@ internal import Synchronization
   /// Makes the present or the next ``run()`` return -EINTR, together with a signal to its thread.
   func setImmediateExit(_ on: Bool) { unsafe ckvm_set_immediate_exit(shared, on ? 1 : 0) }
 
+  /// From now on ``run()`` leaves general and special registers as it returns, which spares two system calls.
+  func wantRegisters() { unsafe ckvm_want_registers(shared) }
+  /// Before the registers change in another way, or by a ``run()`` that need not leave them.
+  func forgetRegisters() { unsafe ckvm_forget_registers(shared) }
+  /// What the last ``run()`` left; nil when it was not asked to. All exits were answered before it.
+  var leftRegisters: (regs: kvm_regs, sregs: kvm_sregs)? {
+    guard let left = unsafe ckvm_left_registers(shared) else { return nil }
+    return unsafe (left.pointee.regs, left.pointee.sregs)
+  }
+
   @inline(__always)
   var exitReason: Int32 { unsafe Int32(bitPattern: shared.pointee.exit_reason) }
 

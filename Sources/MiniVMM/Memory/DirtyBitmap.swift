@@ -21,12 +21,11 @@ final class DirtyBitmap: DirtySource {
       // Regions begin at multiples of 64 pages in the file, so whole words are united.
       let firstWord = Int(region.fileOffset / GuestMemory.pageSize / 64)
       let result: CInt = bitmaps.withLock { bitmaps in
-        let result = unsafe bitmaps[slot].withUnsafeMutableBytes { bytes in
-          unsafe ckvm_get_dirty_log(machine.descriptor.raw, UInt32(slot), bytes.baseAddress)
+        unsafe bitmaps[slot].withUnsafeMutableBufferPointer { bitmap in
+          let result = unsafe ckvm_get_dirty_log(machine.descriptor.raw, UInt32(slot), bitmap.baseAddress)
+          if result >= 0 { unsafe pages.formUnion(bitmap.span, fromWord: firstWord) }
+          return result
         }
-        guard result >= 0 else { return result }
-        for index in bitmaps[slot].indices { pages.words[firstWord + index] |= bitmaps[slot][index] }
-        return result
       }
       guard result >= 0 else { throw .failed(.getDirtyLog, errno: -result) }
     }

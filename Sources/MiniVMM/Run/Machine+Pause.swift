@@ -30,6 +30,7 @@ extension Machine {
     }
     let start = lx_monotonic_ns()
     pausedAt.store(start, ordering: .relaxed)
+    for vcpu in vcpus { vcpu.wantRegisters() }
     control.ask(.pause)
     kick()
     // Both stop at the same time.

@@ -79,7 +79,7 @@ public final class Machine: Sendable {
   /// Present when the configuration asked for dirty tracking.
   let dirtySource: (any DirtySource)?
   /// Model-specific registers that are part of saved state.
-  let savedRegisters: [UInt32]
+  let savedRegisters: RegisterList
   let xsaveSize: Int
   /// What KVM_GET_CLOCK and KVM_SET_CLOCK can (KVM_CLOCK_* flags).
   let clockFlags: Int

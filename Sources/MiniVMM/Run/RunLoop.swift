@@ -29,6 +29,7 @@ struct RunLoop: Sendable {
   /// Runs the guest until something else is asked for. An access that needed an answer is complete by then: KVM_RUN
   /// takes the answer in before it looks at immediate_exit.
   private func runGuest() {
+    vcpu.forgetRegisters()
     while true {
       let result = vcpu.run()
       if result != 0 {

@@ -28,11 +28,7 @@ extension Machine {
     guard phase.withLock({ $0 == .paused }), end == nil else {
       throw .wrongPhase(end == nil ? "a machine is saved while it is paused" : "the machine has ended")
     }
-    let saved = devices.map { device in
-      var writer = StateWriter(capacity: 512)
-      device.save(to: &writer)
-      return MachineState.Device(name: device.name, state: writer.bytes)
-    }
+    let saved = devices.map(gather)
     do throws(KVMError) {
       let clock = try machine.clock()
       let hostTSC = clock.flags & UInt32(KVM_CLOCK_HOST_TSC) != 0 ? clock.host_tsc : nil
@@ -46,6 +42,12 @@ extension Machine {
         ioapic: try machine.irqchip(UInt8(KVM_IRQCHIP_IOAPIC)))
       return GatheredState(state: MachineState(shape: shape, vm: vm, vcpus: states, devices: saved))
     } catch { throw .kvm(error) }
+  }
+
+  func gather(_ device: any MachineDevice) -> MachineState.Device {
+    var writer = StateWriter(capacity: 512)
+    device.save(to: &writer)
+    return MachineState.Device(name: device.name, state: writer.bytes)
   }
 
   /// Takes in a saved state: into a new machine, which then starts where the saved one stood, or into a paused one. RAM
