@@ -95,10 +95,9 @@ public final class EarlyWatch: Sendable {
   }
 
   /// The guest goes on from there.
-  /// - Parameter isKept: what it says from there on may have to be compared.
-  func loaded(_ epoch: UInt64, isKept: Bool) {
+  func loaded(_ epoch: UInt64, _ search: EarlySearch) {
     state.withLock { state in
-      state.ledger?.loaded(epoch: epoch, isKept: isKept)
+      state.ledger?.loaded(epoch: epoch, search: search)
       noteOwed(&state)
     }
   }

@@ -61,7 +61,7 @@ extension SecondarySide {
       // The primary may die before it lets them out.
       for frame in last.held { state.unconfirmed.add(frame, now: lx_monotonic_ns()) }
     }
-    early.loaded(last.epoch, isKept: last.search != .off)
+    early.loaded(last.epoch, last.search)
     FaultPoints.pass(.loaded)
     peer.change(.firstCheckpoint)
     // What the first copy took.

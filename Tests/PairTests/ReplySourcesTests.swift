@@ -3,6 +3,7 @@ import GuestMemory
 import MiniVMM
 import Replication
 import StateCodec
+import Synchronization
 import Testing
 import VirtioLayout
 
@@ -139,6 +140,39 @@ import VirtioLayout
     #expect(send("$hello") == nil && send("$hello", at: 2000) == nil)
     try tell("$hello", at: 3000, sources: Self.copied)
     #expect(send("$hello", at: 3000) == 1)
+  }
+
+  private final class Told: PairTraffic {
+    let markings = Mutex<[Marking]>([])
+    func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {}
+    func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer, _ marking: Marking) {
+      markings.withLock { $0.append(marking) }
+    }
+    func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64? { 1 }
+    func started(_ frame: UnsafeRawBufferPointer) {}
+    func gateIsFull() {}
+    func flush() {}
+    func outputEnded() {}
+  }
+
+  /// As above, where a survivor's back end gets a secondary.
+  @Test mutating func toldBeforeForwarding_isNot() throws {
+    let told = Told()
+    let gate = OutputGate(mode: .coloPlusPlus, clock: { 0 }, send: { _ in true })
+    let backend = try PairBackend(tap: Wire(), side: .serving, gate: gate, log: InputLog(), traffic: told)
+    backend.useSources(memory, registers, pages)
+    for (sequence, forwards) in [(1000, true), (2000, false)] as [(UInt32, Bool)] {
+      try tell("$hello", at: sequence, sources: Self.copied)
+      if forwards { backend.beginForwarding() }
+      let frame = Array(Segment(sequence: sequence, text: "$hello").bytes[12...])
+      try memory.write(frame, at: 0x3_0000)
+      var buffers = GuestBuffers()
+      _ = buffers.append(address: 0x3_0000, count: UInt64(frame.count), in: memory)
+      let header = [UInt8](repeating: 0, count: 12)
+      let result = backend.send(header, buffers, offset: 0, count: UInt64(frame.count), memory: memory)
+      #expect(result == .sent)
+    }
+    #expect(told.markings.withLock { $0 } == [.unmarked, .marked])
   }
 
   @Test mutating func notTold_fromPagesThatEveryCheckpointHolds_isNot() throws {

@@ -233,13 +233,13 @@ import Testing
 
   // MARK: Epochs in which nothing is looked for
 
-  @Test func nothingIsLookedFor_nothingIsKept() throws {
+  @Test(arguments: [EarlySearch.soon, .on]) func nothingIsLookedFor_nothingIsKept(next: EarlySearch) throws {
     let text = frame("abc", at: 7)
     var ledger = EarlyLedger(key: key)
-    ledger.loaded(epoch: 1, isKept: false)
+    ledger.loaded(epoch: 1, search: .off)
     let isSent = ledger.said(text, header: 12, isMarked: true)
     #expect(isSent && ledger.ownBytes == 0)
-    ledger.loaded(epoch: 2)
+    ledger.loaded(epoch: 2, search: next)
     let isSentThen = ledger.said(text, header: 12, isMarked: true)
     #expect(!isSentThen && ledger.ownBytes == text.count)
   }
@@ -248,7 +248,7 @@ import Testing
   @Test func toldInSuchAnEpoch_countsAsDifferent() throws {
     var teller = EarlyTeller(key: key)
     var ledger = EarlyLedger(key: key)
-    ledger.loaded(epoch: 1, isKept: false)
+    ledger.loaded(epoch: 1, search: .off)
     let output = told(frame("abc", at: 7), &teller, epoch: 2)
     _ = ledger.add(try #require(output), epoch: 2)
     _ = ledger.said(frame("abc", at: 7), header: 12, isMarked: true)

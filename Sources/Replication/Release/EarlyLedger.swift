@@ -110,11 +110,10 @@ public struct EarlyLedger: ~Copyable, Sendable {
   }
 
   /// The guest goes on from checkpoint `epoch`, and has said nothing yet.
-  /// - Parameter isKept: what it says is kept, to be compared with what is told: not where the primary is in an epoch of
-  ///   ``EarlySearch/off``.
-  public mutating func loaded(epoch: UInt64, isKept: Bool = true) {
+  /// - Parameter search: the primary's in the epoch after it; what the guest says is kept unless it is ``EarlySearch/off``.
+  public mutating func loaded(epoch: UInt64, search: EarlySearch = .on) {
     base = epoch
-    self.isKept = isKept
+    isKept = search != .off
     flows.removeAll(keepingCapacity: true)
     contradictions.removeAll()
     equal = 0
