@@ -62,6 +62,33 @@ extension Integration.PairCommands {
     return status.firstMatch(of: /Cpus_allowed_list:\s*(\S+)/).map { String($0.1) }
   }
 
+  /// The nice values of a process's threads, by name.
+  private func niceValues(_ process: Int32) -> [String: Int] {
+    let tasks = "/proc/\(process)/task"
+    var values: [String: Int] = [:]
+    for task in (try? FileManager.default.contentsOfDirectory(atPath: tasks)) ?? [] {
+      guard let stat = try? String(contentsOfFile: "\(tasks)/\(task)/stat", encoding: .utf8),
+        let match = stat.firstMatch(of: /\((.*)\) (.*)/)
+      else { continue }
+      // Field 19 of all (proc_pid_stat(5)).
+      values[String(match.1)] = Int(match.2.split(separator: " ")[16])
+    }
+    return values
+  }
+
+  /// On a host with fewer CPUs than its guests want, a side that answers the other only in its turn would seem dead to it.
+  @Test func whatTheOtherSideWaitsFor_goesBeforeTheGuests() throws {
+    let guest = try pair(["--mode", "colo"])
+    try inStep(guest)
+    let processes = children(of: guest)
+    try #require(processes.count == 2)
+    for (process, threads) in zip(processes, [["pair-follow", "pair-load"], ["pair"]]) {
+      let values = niceValues(process)
+      let guests = try #require(values["vcpu0"])
+      for thread in threads { #expect(try #require(values[thread]) < guests, "\(thread): \(values)") }
+    }
+  }
+
   @Test(.enabled(if: ProcessInfo.processInfo.activeProcessorCount > 1, "one CPU can't be shared any more than it is"))
   func hostShrunkSecondary_sharesOneHostCPU_andHasAllAfterTheTakeover() throws {
     let guest = try Guest(
