@@ -2,7 +2,8 @@ public import StateCodec
 
 /// A device whose state belongs to the machine: what a snapshot or a checkpoint has to carry.
 ///
-/// Order of a save: vCPUs stopped, device thread parked, ``quiesce()`` if nothing is to be in flight, ``save(to:)``. Order of a
+/// Order of a save: vCPUs stopped, device thread parked, ``quiesce()`` if nothing is to be in flight, ``save(to:)``. Before that,
+/// while all of them run, it may be saved in vain. Order of a
 /// restore: a machine of the same shape, nothing running, ``restore(from:)``, guest RAM already in place, then ``resume()``,
 /// after which what was in flight is done again.
 public protocol MachineDevice: AnyObject, Sendable {
@@ -10,6 +11,7 @@ public protocol MachineDevice: AnyObject, Sendable {
   var name: String { get }
   /// Finishes what is in flight on other threads (disk requests): none of it reaches guest RAM or a disk afterwards.
   func quiesce()
+  /// From any thread, at any time: takes what locks it needs, and changes nothing, guest RAM included.
   func save(to writer: inout StateWriter)
   /// Takes in what ``save(to:)`` has written.
   /// - Parameter isTrial: nothing changes, whatever thread asks: it is only said whether that would be refused.

@@ -1,4 +1,5 @@
 import CKVM
+import Glibc
 import GuestMemory
 import Testing
 
@@ -56,6 +57,24 @@ extension MachineTests {
       #expect(try save(machine).regs != old.regs)
       try machine.restore(state)
       #expect(try save(machine).regs == old.regs)
+    }
+
+    /// KVM adds the interrupt that is on its way to what a run has left before, and takes none away.
+    @Test func anInterruptOfBefore_isNotSaved() throws {
+      let machine = try pausedMachine()
+      defer { machine.stop() }
+      let vcpu = machine.vcpus[0]
+      let events = try save(machine).events
+      var sregs = try vcpu.sregs()
+      sregs.interrupt_bitmap.1 = 1
+      try vcpu.setSregs(sregs)
+      vcpu.wantRegisters()
+      vcpu.setImmediateExit(true)
+      #expect(vcpu.run() == -EINTR)
+      try vcpu.descriptor.setBytes(.setVCPUEvents, events)
+      #expect(vcpu.run() == -EINTR)
+      try #require(vcpu.leftRegisters != nil)
+      #expect(try save(machine).sregs == read(machine).sregs)
     }
 
     /// An INIT that arrives after a vCPU has stopped is taken in as its state is read, and resets its registers.

@@ -116,7 +116,7 @@ static inline void ckvm_set_immediate_exit(struct kvm_run *run, int on) {
   __atomic_store_n(&run->immediate_exit, (uint8_t)on, __ATOMIC_SEQ_CST);
 }
 // --- registers that KVM_RUN leaves in kvm_run as it returns (KVM_CAP_SYNC_REGS)
-/// From any thread: each KVM_RUN that returns from now on leaves them. RFLAGS, whose bit 1 is always set, says whether one has.
+/// From any thread: each KVM_RUN that begins from now on leaves them as it returns. RFLAGS, whose bit 1 is always set, says whether one has.
 static inline void ckvm_want_registers(struct kvm_run *run) {
   run->s.regs.regs.rflags = 0;
   __atomic_store_n(&run->kvm_valid_regs, (uint64_t)(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS), __ATOMIC_RELEASE);

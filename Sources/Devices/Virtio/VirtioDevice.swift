@@ -31,6 +31,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
   func quiesce(_ queues: inout QueueSet)
   /// Forgets the driver. Requests in flight end first; none of them completes afterwards.
   func reset()
+  /// From any thread, at any time; changes nothing.
   func save(to writer: inout StateWriter)
   /// - Parameter isTrial: nothing changes; see ``MachineDevice/restore(from:isTrial:)``.
   func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError)

@@ -2,17 +2,15 @@ internal import CKVM
 
 /// Model-specific registers that are read together, again and again: their `kvm_msrs` is made once. For one thread at a time.
 @safe final class RegisterList: @unchecked Sendable {
-  private let count: Int
   private nonisolated(unsafe) let memory: UnsafeMutableRawPointer
   private static let headerSize = MemoryLayout<kvm_msrs>.size
   private static let stride = MemoryLayout<kvm_msr_entry>.stride
 
   init(_ indices: [UInt32]) {
-    count = indices.count
-    let size = Self.headerSize + count * Self.stride
+    let size = Self.headerSize + indices.count * Self.stride
     unsafe memory = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: MemoryLayout<kvm_msrs>.alignment)
     unsafe memory.initializeMemory(as: UInt8.self, repeating: 0, count: size)
-    unsafe memory.storeBytes(of: UInt32(count), as: UInt32.self)
+    unsafe memory.storeBytes(of: UInt32(indices.count), as: UInt32.self)
     for (index, register) in indices.enumerated() {
       unsafe memory.storeBytes(of: register, toByteOffset: Self.headerSize + index * Self.stride, as: UInt32.self)
     }

@@ -5,8 +5,8 @@ internal import Synchronization
 
 /// A KVM virtual CPU: its descriptor and the `kvm_run` page it shares with the kernel.
 ///
-/// ``run()`` is called by one thread only, its vCPU thread; ``interrupt()`` by any; the rest by whoever knows that the
-/// thread is parked.
+/// ``run()`` is called by one thread only, its vCPU thread; ``setImmediateExit(_:)`` and ``wantRegisters()`` by any; the rest by
+/// whoever knows that the thread is parked.
 @safe final class VirtualCPU: Sendable {
   let index: Int
   let descriptor: Descriptor
@@ -41,14 +41,17 @@ internal import Synchronization
   /// Makes the present or the next ``run()`` return -EINTR, together with a signal to its thread.
   func setImmediateExit(_ on: Bool) { unsafe ckvm_set_immediate_exit(shared, on ? 1 : 0) }
 
-  /// From now on ``run()`` leaves general and special registers as it returns, which spares two system calls.
+  /// A ``run()`` that begins from now on leaves general and special registers as it returns, which spares two system calls.
   func wantRegisters() { unsafe ckvm_want_registers(shared) }
   /// Before the registers change in another way, or by a ``run()`` that need not leave them.
   func forgetRegisters() { unsafe ckvm_forget_registers(shared) }
-  /// What the last ``run()`` left; nil when it was not asked to. All exits were answered before it.
+  /// What the last ``run()`` left; nil when it was not asked to. After a kick, every exit has been answered before it.
   var leftRegisters: (regs: kvm_regs, sregs: kvm_sregs)? {
     guard let left = unsafe ckvm_left_registers(shared) else { return nil }
-    return unsafe (left.pointee.regs, left.pointee.sregs)
+    var sregs = unsafe left.pointee.sregs
+    // KVM sets bits there and clears none. Which interrupt is on its way is in the vCPU's events as well.
+    sregs.interrupt_bitmap = (0, 0, 0, 0)
+    return unsafe (left.pointee.regs, sregs)
   }
 
   @inline(__always)
