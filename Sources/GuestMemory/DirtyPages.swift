@@ -69,11 +69,9 @@ public struct PageSet: Equatable, Sendable {
   public mutating func insertAll() {
     for page in 0..<count { insert(page) }
   }
-  public mutating func formUnion(_ other: PageSet) { formUnion(other.words.span, fromWord: 0) }
   /// Adds the pages of a bitmap whose first bit is page `64 * fromWord`.
   public mutating func formUnion(_ bitmap: Span<UInt64>, fromWord first: Int) {
-    precondition(first >= 0 && first + bitmap.count <= words.count)
-    // Wrapping sums and one view of the array: the loop is a GiB's 4096 words long, and the guest stands still.
+    // One view of the array: the loop is a GiB's 4096 words long, and the guest stands still.
     var mine = words.mutableSpan
     for index in bitmap.indices { mine[first &+ index] |= bitmap[index] }
   }

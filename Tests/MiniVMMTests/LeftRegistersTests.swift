@@ -59,6 +59,22 @@ extension MachineTests {
       #expect(try save(machine).regs == old.regs)
     }
 
+    /// As one by one, again and again; one that KVM does not read ends it.
+    @Test func registerList_isWhatTheVCPUHas() throws {
+      let machine = try pausedMachine()
+      defer { machine.stop() }
+      let vcpu = machine.vcpus[0]
+      // IA32_SYSENTER_CS, _ESP, _EIP; none has the last number.
+      let indices: [UInt32] = [0x174, 0x175, 0x176, 0x4fff_ffff]
+      let list = RegisterList(indices)
+      for value in [0x1234_5678_9abc, 7] as [UInt64] {
+        try vcpu.setMSRs([kvm_msr_entry(index: 0x175, reserved: 0, data: value)])
+        let read = try list.read(vcpu.descriptor)
+        #expect(read.map(\.index) == Array(indices.prefix(3)))
+        #expect(read.map(\.value) == (try vcpu.msrs(indices.prefix(3)).map(\.data)) && read[1].value == value)
+      }
+    }
+
     /// KVM adds the interrupt that is on its way to what a run has left before, and takes none away.
     @Test func anInterruptOfBefore_isNotSaved() throws {
       let machine = try pausedMachine()
