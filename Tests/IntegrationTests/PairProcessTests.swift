@@ -83,9 +83,15 @@ extension Integration.PairCommands {
     let processes = children(of: guest)
     try #require(processes.count == 2)
     for (process, threads) in zip(processes, [["pair-follow", "pair-load"], ["pair"]]) {
-      let values = niceValues(process)
-      let guests = try #require(values["vcpu0"])
-      for thread in threads { #expect(try #require(values[thread]) < guests, "\(thread): \(values)") }
+      // Each thread sets its own value once it runs.
+      for thread in threads {
+        #expect(
+          waitUntil {
+            let values = niceValues(process)
+            guard let own = values[thread], let guests = values["vcpu0"] else { return false }
+            return own < guests
+          }, "\(thread): \(niceValues(process))")
+      }
     }
   }
 
