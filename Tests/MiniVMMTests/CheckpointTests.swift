@@ -68,7 +68,9 @@ extension MachineTests {
     enum OwnEnd: CaseIterable {
       case tripleFault, powerOff
       var code: [UInt8] { self == .tripleFault ? Code.tripleFault : Code.powerOff }
-      var end: MachineEnd { self == .tripleFault ? .reset(.tripleFault) : .poweroff }
+      func isCause(of end: MachineEnd?) -> Bool {
+        if case .tripleFault = end { self == .tripleFault } else { self == .powerOff && end == .poweroff }
+      }
     }
 
     /// A guest that ends only on the secondary is put back by the next checkpoint, any number of times; one that has ended
@@ -94,10 +96,10 @@ extension MachineTests {
         #expect(secondary.end == nil)
         if turn == 3 { break }
         secondary.pause()
-        #expect(secondary.holdEnds() == own.end)
+        #expect(own.isCause(of: secondary.holdEnds()))
       }
       secondary.acceptEnds()
-      #expect(secondary.waitForEnd() == own.end)
+      #expect(own.isCause(of: secondary.waitForEnd()))
       primary.stop()
       secondary.stop()
     }

@@ -11,6 +11,10 @@
 #ifndef KVM_CAP_DIRTY_LOG_RING_ACQ_REL
 #define KVM_CAP_DIRTY_LOG_RING_ACQ_REL 223
 #endif
+#ifndef KVM_CAP_PMU_CAPABILITY
+#define KVM_CAP_PMU_CAPABILITY 212
+#define KVM_PMU_CAP_DISABLE (1 << 0)
+#endif
 #ifndef KVM_EXIT_MEMORY_FAULT
 #define KVM_EXIT_MEMORY_FAULT 39
 #endif
@@ -43,6 +47,7 @@ enum KVMRequest : unsigned long {
   REQUEST(getClock, KVM_GET_CLOCK),
   REQUEST(setClock, KVM_SET_CLOCK),
   REQUEST(getDirtyLog, KVM_GET_DIRTY_LOG),
+  REQUEST(setMSRFilter, KVM_X86_SET_MSR_FILTER),
   REQUEST(resetDirtyRings, KVM_RESET_DIRTY_RINGS),
   // virtual CPU
   REQUEST(run, KVM_RUN),
@@ -67,6 +72,7 @@ enum KVMRequest : unsigned long {
   REQUEST(setVCPUEvents, KVM_SET_VCPU_EVENTS),
   REQUEST(getDebugRegs, KVM_GET_DEBUGREGS),
   REQUEST(setDebugRegs, KVM_SET_DEBUGREGS),
+  REQUEST(translate, KVM_TRANSLATE),
   REQUEST(getTSCkHz, KVM_GET_TSC_KHZ),
   REQUEST(setTSCkHz, KVM_SET_TSC_KHZ),
   REQUEST(kvmclockCtrl, KVM_KVMCLOCK_CTRL),
@@ -153,6 +159,16 @@ static inline unsigned ckvm_emulation_bytes(const struct kvm_run *run, uint8_t *
   if (count > 15) count = 15;
   __builtin_memcpy(bytes, run->emulation_failure.insn_bytes, count);
   return count;
+}
+
+// --- the filter of model-specific registers; the structure holds pointers
+/// The guest gets #GP from `count` registers from `first` on, at most 64; all others stay.
+static inline int ckvm_deny_registers(int vm, uint32_t first, uint32_t count) {
+  uint64_t none = 0;
+  struct kvm_msr_filter filter = {.flags = KVM_MSR_FILTER_DEFAULT_ALLOW};
+  filter.ranges[0] = (struct kvm_msr_filter_range){
+      .flags = KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE, .base = first, .nmsrs = count, .bitmap = (uint8_t *)&none};
+  return ckvm_ioctl_pointer(vm, KVMRequest_setMSRFilter, &filter);
 }
 
 // --- the dirty bitmap; the structures hold a pointer in a union

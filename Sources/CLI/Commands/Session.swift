@@ -84,12 +84,14 @@ final class Session: Sendable {
     assembled.serial.finish()
     lx_terminal_restore()
     let end = assembled.machine.end ?? .stopped
+    let registers = end.registers.map { "\n  \($0)" } ?? ""
     switch end {
     case .poweroff, .stopped: return ExitCode(ExitStatus.success.rawValue)
     case .reset: throw Failure("\(end)", .guestReset)
+    case .tripleFault: throw Failure("\(end)\(registers)", .guestReset)
     case .guestCrash: throw Failure("\(end); its console has the reason", .guestCrash)
     case .internalError:
-      throw Failure("\(end); see `minivmm doctor` for what this host's KVM can't do", .kvmInternalError)
+      throw Failure("\(end); see `minivmm doctor` for what this host's KVM can't do\(registers)", .kvmInternalError)
     }
   }
 

@@ -116,11 +116,15 @@ internal import Synchronization
   var systemEvent: UInt32 { unsafe shared.pointee.system_event.type }
   /// The hardware's reason of a KVM_EXIT_FAIL_ENTRY or KVM_EXIT_UNKNOWN.
   var hardwareReason: UInt64 { unsafe shared.pointee.hw.hardware_exit_reason }
-  /// Suberror and instruction bytes of a KVM_EXIT_INTERNAL_ERROR.
-  var internalError: (suberror: UInt32, instruction: [UInt8]) {
+  /// Suberror, instruction bytes and what else KVM tells of a KVM_EXIT_INTERNAL_ERROR.
+  var internalError: (suberror: UInt32, instruction: [UInt8], data: [UInt64]) {
     var bytes = [UInt8](repeating: 0, count: 15)
     let count = unsafe bytes.withUnsafeMutableBufferPointer { unsafe ckvm_emulation_bytes(shared, $0.baseAddress) }
-    return (unsafe shared.pointee.internal.suberror, Array(bytes.prefix(Int(count))))
+    let detail = unsafe shared.pointee.internal
+    let numbers = unsafe withUnsafeBytes(of: detail.data) { unsafe Array($0.bindMemory(to: UInt64.self)) }
+    // Of an instruction that can't be emulated, they are the bytes.
+    let known = count > 0 ? 0 : min(Int(detail.ndata), numbers.count)
+    return (detail.suberror, Array(bytes.prefix(Int(count))), Array(numbers.prefix(known)))
   }
 
   // MARK: Registers

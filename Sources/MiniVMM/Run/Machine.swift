@@ -158,7 +158,7 @@ public final class Machine: Sendable {
     let source = dirtySource
     loops = vcpus.map { vcpu in
       RunLoop(
-        vcpu: vcpu, control: control, pio: pio, mmio: mmio,
+        vcpu: vcpu, memory: configuration.memory, control: control, pio: pio, mmio: mmio,
         dirtyRingFull: { source?.overflow(vcpu: $0) ?? false }, end: end)
     }
     devices = platform.devices + configuration.devices

@@ -3,6 +3,8 @@ public enum MachineEnd: Equatable, Sendable {
   /// The guest switched itself off.
   case poweroff
   case reset(ResetCause)
+  /// The guest could not even handle its exceptions; the registers it had then, where KVM told them.
+  case tripleFault(RegisterDump?)
   case guestCrash(CrashCause)
   /// KVM could not go on with the guest; the VMM itself is fine.
   case internalError(InternalError)
@@ -19,7 +21,7 @@ public enum MachineEnd: Equatable, Sendable {
     }
   }
 
-  public enum ResetCause: String, Sendable { case keyboardController, tripleFault, systemEvent }
+  public enum ResetCause: String, Sendable { case keyboardController, systemEvent }
   public enum CrashCause: String, Sendable { case panicNotifier, systemEvent }
 }
 
@@ -40,12 +42,21 @@ public struct InternalError: Equatable, Sendable {
 
   public let kind: Kind
   public let vcpu: Int
-  /// Registers, zero when they can't be read.
-  public let rip: UInt64
-  public let cpl: UInt8
-  public let cr3: UInt64
-  /// The bytes at RIP, when KVM tells them.
-  public let instruction: [UInt8]
+  /// Nil when they can't be read.
+  public let registers: RegisterDump?
+  /// What KVM adds to a KVM_EXIT_INTERNAL_ERROR, at most 16 numbers.
+  public var data: [UInt64] = []
+}
+
+extension MachineEnd {
+  /// The registers of a guest that could not go on.
+  public var registers: RegisterDump? {
+    switch self {
+    case .tripleFault(let registers): registers
+    case .internalError(let error): error.registers
+    default: nil
+    }
+  }
 }
 
 extension MachineEnd: CustomStringConvertible {
@@ -53,7 +64,7 @@ extension MachineEnd: CustomStringConvertible {
     switch self {
     case .poweroff: "the guest powered off"
     case .reset(.keyboardController): "the guest asked for a reset"
-    case .reset(.tripleFault): "the guest reset itself by a triple fault"
+    case .tripleFault: "the guest reset itself by a triple fault"
     case .reset(.systemEvent): "the guest asked for a reset (system event)"
     case .guestCrash(.panicNotifier): "the guest reported a panic"
     case .guestCrash(.systemEvent): "the guest reported a crash (system event)"
@@ -75,8 +86,7 @@ extension InternalError: CustomStringConvertible {
       case .dirtyRingOverrun: "KVM overran the dirty ring (use the dirty bitmap on this host)"
       case .badSystemEvent(let type): "KVM system event \(type), which this VMM does not know"
       }
-    let bytes = instruction.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")
-    return "\(what): vcpu\(vcpu) RIP \(hex(rip)) CPL \(cpl) CR3 \(hex(cr3))"
-      + (bytes.isEmpty ? "" : " instruction \(bytes)")
+    let numbers = data.isEmpty ? "" : ", data " + data.map(hex).joined(separator: " ")
+    return "\(what) (vcpu\(vcpu)\(numbers))"
   }
 }

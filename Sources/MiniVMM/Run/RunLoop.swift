@@ -2,10 +2,12 @@ internal import CKVM
 internal import CLinux
 internal import Devices
 internal import Glibc
+internal import GuestMemory
 
 /// The life of one vCPU thread: run, answer exits, park when asked.
 struct RunLoop: Sendable {
   let vcpu: VirtualCPU
+  let memory: GuestMemory
   let control: RunControl
   let pio: Bus
   let mmio: Bus
@@ -44,7 +46,7 @@ struct RunLoop: Sendable {
       case KVM_EXIT_MMIO: memoryAccess()
       case KVM_EXIT_INTR, KVM_EXIT_IRQ_WINDOW_OPEN: continue
       case KVM_EXIT_DIRTY_RING_FULL: guard dirtyRingFull(vcpu.index) else { return fail(.dirtyRingOverrun) }
-      case KVM_EXIT_SHUTDOWN: return end(.reset(.tripleFault))
+      case KVM_EXIT_SHUTDOWN: return end(.tripleFault(try? RegisterDump(vcpu, memory)))
       case KVM_EXIT_SYSTEM_EVENT: return systemEvent()
       case KVM_EXIT_FAIL_ENTRY: return fail(.entryFailed(hardwareReason: vcpu.hardwareReason))
       case KVM_EXIT_INTERNAL_ERROR: return fail(.internalError(suberror: vcpu.internalError.suberror))
@@ -95,14 +97,9 @@ struct RunLoop: Sendable {
   }
 
   private func fail(_ kind: InternalError.Kind) {
-    let regs = try? vcpu.regs()
-    let sregs = try? vcpu.sregs()
-    var instruction: [UInt8] = []
-    if case .internalError = kind { instruction = vcpu.internalError.instruction }
-    end(
-      .internalError(
-        InternalError(
-          kind: kind, vcpu: vcpu.index, rip: regs?.rip ?? 0, cpl: sregs?.ss.dpl ?? 0, cr3: sregs?.cr3 ?? 0,
-          instruction: instruction)))
+    var (instruction, data): ([UInt8], [UInt64]) = ([], [])
+    if case .internalError = kind { (instruction, data) = (vcpu.internalError.instruction, vcpu.internalError.data) }
+    let registers = try? RegisterDump(vcpu, memory, instruction: instruction)
+    end(.internalError(InternalError(kind: kind, vcpu: vcpu.index, registers: registers, data: data)))
   }
 }

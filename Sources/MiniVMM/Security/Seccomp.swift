@@ -101,7 +101,7 @@ public struct SeccompFilters: Sendable {
 
   /// ioctl is many calls: only these requests pass.
   private static func requests(_ kind: ThreadKind) -> [UInt] {
-    let run: [KVMRequest] = [.run, .getRegs, .getSregs, .resetDirtyRings, .kvmclockCtrl]
+    let run: [KVMRequest] = [.run, .getRegs, .getSregs, .translate, .resetDirtyRings, .kvmclockCtrl]
     switch kind {
     case .vcpu: return run.map { UInt($0.rawValue) } + [UInt(lx_ioctl_tun_offload)]
     case .device: return [UInt(lx_ioctl_tun_offload)]
