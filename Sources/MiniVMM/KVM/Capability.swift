@@ -33,12 +33,13 @@ struct Capability: Sendable, Equatable {
   static let kvmclockCtrl = Capability(name: "KVM_CAP_KVMCLOCK_CTRL", number: KVM_CAP_KVMCLOCK_CTRL)
   static let dirtyRing = Capability(
     name: "KVM_CAP_DIRTY_LOG_RING_ACQ_REL", number: KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
+  static let pmu = Capability(name: "KVM_CAP_PMU_CAPABILITY", number: KVM_CAP_PMU_CAPABILITY)
+  static let msrFilter = Capability(name: "KVM_CAP_X86_MSR_FILTER", number: KVM_CAP_X86_MSR_FILTER)
   static let maximumVCPUs = Capability(name: "KVM_CAP_MAX_VCPUS", number: KVM_CAP_MAX_VCPUS)
   static let clockFlags = Capability(name: "KVM_CAP_ADJUST_CLOCK", number: KVM_CAP_ADJUST_CLOCK)
 
   /// What the machine uses when it is there; the text says what is lost without it.
   static let optional: [(capability: Capability, without: String)] = [
-    (xsave2, "guests can't use AMX state"),
     (tscDeadline, "guests use the slower one-shot APIC timer"),
     (kvmclockCtrl, "a guest may log a soft lockup after a pause"),
     (dirtyRing, "dirty pages are tracked by bitmap only"),

@@ -14,6 +14,8 @@ public enum KVMError: Error, Equatable, Sendable {
   case cpuCount(requested: Int, limit: Int)
   /// A system call or ioctl failed.
   case failed(operation: String, errno: Int32)
+  /// KVM_GET_MSRS stopped at this register, which it has read before.
+  case registerUnreadable(msr: UInt32)
   /// KVM_SET_MSRS stopped at this register.
   case registerRefused(msr: UInt32)
   /// KVM wrote more into a dirty ring than fits: which pages are dirty is no longer known.
@@ -38,6 +40,9 @@ extension KVMError: CustomStringConvertible {
     case .dirtyRingOverrun: "KVM overran the dirty ring; use the dirty bitmap on this host"
     case .tscFrequency(let saved, let here):
       "the saved guest's time stamp counter runs at \(saved) kHz, this host's at \(here), and it can't scale it; restore on a host of the same rate"
+    case .registerUnreadable(let msr):
+      "KVM no longer reads model-specific register 0x\(String(msr, radix: 16)) of this guest, so its state can't be saved; "
+        + "restart the guest, and report this with the output of uname -a"
     case .registerRefused(let msr): "KVM refused the value of model-specific register 0x\(String(msr, radix: 16))"
     }
   }

@@ -32,15 +32,8 @@ public final class KVMSystem: Sendable {
     try descriptor.array(.getSupportedCPUID, [kvm_cpuid_entry2](repeating: kvm_cpuid_entry2(), count: 256)).entries
   }
 
-  /// What the processors of this host offer a guest.
-  public func hostProcessor() throws(KVMError) -> HostProcessor {
-    let table = try supportedCPUID()
-    let words = HostProcessor.words.map { word -> UInt32 in
-      guard let entry = table.first(where: { $0.function == word.leaf && $0.index == word.subleaf }) else { return 0 }
-      return [entry.eax, entry.ebx, entry.ecx, entry.edx][word.register]
-    }
-    return HostProcessor(features: words, stateSize: UInt32(max(4096, capability(.xsave2))))
-  }
+  /// Bytes of a vCPU's XSAVE area.
+  var xsaveSize: Int { max(4096, capability(.xsave2)) }
 
   /// Model-specific registers that make up a vCPU's state.
   func msrIndexList() throws(KVMError) -> [UInt32] {

@@ -8,18 +8,28 @@ extension VirtualCPU {
   private static let tscAdjustRegister: UInt32 = 0x3b
   private static let wallClockRegister: UInt32 = 0x4b56_4d00
 
-  /// The registers of `list` that belong to saved state and that KVM really reads, and the timer's deadline.
+  /// Counters, their controls and buffers, of which guests have none (``CPUID``): Intel SDM vol. 4; AMD APM vol. 2, appendix A.
+  private static let pmuRegisters: [ClosedRange<UInt32>] = [
+    0xc1...0xc8, 0x186...0x18d, 0x309...0x30c, 0x345...0x345, 0x38d...0x390, 0x3f1...0x3f2, 0x4c1...0x4c8,
+    0x600...0x600,
+    0xc000_0300...0xc000_0302, 0xc001_0000...0xc001_0007, 0xc001_0200...0xc001_020b,
+  ]
+
+  /// The registers of `list` that belong to saved state and that KVM really reads, and the timer's deadline at the end.
   func readableRegisters(of list: [UInt32]) throws(KVMError) -> RegisterList {
     // Saved apart: the counter and its deadline. Older names of kvmclock's registers: 0x11, 0x12.
-    let candidates = list.filter { ![Self.tscRegister, Self.tscDeadlineRegister, 0x11, 0x12].contains($0) }
+    let candidates = list.filter { index in
+      ![Self.tscRegister, Self.tscDeadlineRegister, 0x11, 0x12].contains(index)
+        && !Self.pmuRegisters.contains { $0.contains(index) }
+    }
     var readable: [UInt32] = []
-    var rest = candidates[...]
+    var rest = (candidates + [Self.tscDeadlineRegister])[...]
     while !rest.isEmpty {
       let read = try msrs(rest).count
       readable += rest.prefix(read)
       rest = rest.dropFirst(read + 1)
     }
-    return RegisterList(readable + [Self.tscDeadlineRegister])
+    return RegisterList(readable)
   }
 
   /// - Parameter hostTSC: the host's counter at the moment of the saved clock, where KVM told it.
@@ -148,8 +158,14 @@ extension VirtualCPU {
       return Int64(bitPattern: (tscOffset ?? wanted) &- wanted)
     case .register(let elapsed):
       let wanted = saved &+ elapsed
-      try setMSRs([kvm_msr_entry(index: Self.tscRegister, reserved: 0, data: wanted)])
-      return Int64(bitPattern: (try msrs([Self.tscRegister]).first?.data ?? wanted) &- wanted)
+      // A value within a second of what KVM expects it takes for one of vCPUs that are set in a row, and adds to it the time since the
+      // machine was made (kvm_synchronize_tsc in arch/x86/kvm/x86.c). So the first vCPU is set far off before.
+      for value in index == 0 ? [wanted ^ 1 << 62, wanted] : [wanted] {
+        try setMSRs([kvm_msr_entry(index: Self.tscRegister, reserved: 0, data: value)])
+      }
+      let shift = Int64(bitPattern: (try msrs([Self.tscRegister]).first?.data ?? wanted) &- wanted)
+      // Less than a second is the time since it was set.
+      return shift.magnitude < UInt64(try tscFrequency()) * 1000 ? 0 : shift
     }
   }
 

@@ -135,7 +135,7 @@ public final class Machine: Sendable {
       }
       if dirtySource != nil { try machine.mapMemory(logDirtyPages: true) }
       savedRegisters = try vcpus[0].readableRegisters(of: try kvm.msrIndexList())
-      xsaveSize = max(4096, kvm.capability(.xsave2))
+      xsaveSize = kvm.xsaveSize
       clockFlags = kvm.capability(.clockFlags)
     } catch {
       lx_close(endDescriptor)

@@ -128,25 +128,12 @@ extension Machine {
 }
 
 extension VirtualCPU {
-  /// The guest decided by these what to use; a bit it has seen must not go away.
+  /// The guest decided by what it was shown; a bit it has seen must not go away.
   fileprivate func checkFeatures(_ saved: [UInt8]) throws(MachineError) {
-    let here: [kvm_cpuid_entry2]
-    do throws(KVMError) { here = try cpuid() } catch { throw .kvm(error) }
-    for entry in Self.cpuidEntries(saved) {
-      let mine = here.first { $0.function == entry.function && $0.index == entry.index } ?? kvm_cpuid_entry2()
-      // Bits that mirror control registers change with the guest: OSXSAVE, APIC, OSPKE.
-      let checks: [(String, UInt32, UInt32)] =
-        switch (entry.function, entry.index) {
-        case (1, _): [("ECX", entry.ecx & ~(1 << 27), mine.ecx), ("EDX", entry.edx & ~(1 << 9), mine.edx)]
-        case (7, 0):
-          [("EBX", entry.ebx, mine.ebx), ("ECX", entry.ecx & ~(1 << 4), mine.ecx), ("EDX", entry.edx, mine.edx)]
-        case (0xd, 1), (0x4000_0001, _): [("EAX", entry.eax, mine.eax)]
-        case (0x8000_0001, _): [("ECX", entry.ecx, mine.ecx), ("EDX", entry.edx & ~(1 << 9), mine.edx)]
-        default: []
-        }
-      for (register, wanted, present) in checks where wanted & ~present != 0 {
-        throw .missingCPUFeatures(leaf: entry.function, register: register, bits: wanted & ~present)
-      }
+    let here: HostProcessor
+    do throws(KVMError) { here = HostProcessor(cpuid: try cpuid(), stateSize: 0) } catch { throw .kvm(error) }
+    if let lack = here.firstLack(of: HostProcessor(cpuid: Self.cpuidEntries(saved), stateSize: 0)) {
+      throw .missingCPUFeatures(leaf: lack.leaf, register: lack.register, bits: lack.bits)
     }
   }
 

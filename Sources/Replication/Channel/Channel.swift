@@ -16,7 +16,7 @@ internal import Synchronization
 public final class Channel: Sendable {
   public enum Side: UInt8, Sendable { case primary = 1, secondary = 2 }
 
-  public static let version: UInt32 = 7
+  public static let version: UInt32 = 8
   static let macSize = RecordCode.size
 
   /// Bytes of messages after which another record is begun.
