@@ -11,9 +11,9 @@ import traceback
 from machine import raise_priority
 from measure import Options, Unavailable
 from topics import (
-    blk, bulk, colo_qemu, comparator, exits, failover, idle, kv, linux_pair, net, pause, shrink, snapshot, start, store, threads)
+    blk, bulk, colo_qemu, comparator, exits, failover, idle, kv, linux_pair, memory, net, pause, shrink, snapshot, start, store, threads)
 
-TOPICS = {module.NAME: module for module in (exits, start, blk, net, store, snapshot, comparator, pause, kv, bulk, failover, idle,
+TOPICS = {module.NAME: module for module in (exits, start, memory, blk, net, store, snapshot, comparator, pause, kv, bulk, failover, idle,
                                              shrink, threads, linux_pair, colo_qemu)}
 
 EXAMPLES = """

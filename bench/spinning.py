@@ -1,4 +1,4 @@
-"""What the CPUs of a burning lab guest lose at its lock, read from outside in the memory of a VMM."""
+"""What the CPUs of a burning lab guest lose at its lock, read from outside in the memory of a secondary."""
 
 import os
 import re
@@ -13,16 +13,13 @@ RESULTS = re.compile(r"burn: results at (\d+) stride=(\d+) cpus=(\d+) khz=(\d+)"
 
 
 def ram(process):
-    """Where a VMM has its guest's RAM, and the file that holds the last checkpoint if that is another thing."""
+    """Where a secondary has its guest's view of RAM, and the last checkpoint behind it."""
     with open(f"/proc/{process.pid}/maps") as file:
-        line = next((line for line in file if "memfd:guest-ram" in line), None)
-    if line is None:
-        raise GuestFailed("the guest's RAM is not mapped")
-    file = None
-    if line.split()[1].endswith("p"):
-        folder = f"/proc/{process.pid}/fd"
-        file = next(f"{folder}/{each}" for each in os.listdir(folder) if "memfd:guest-ram" in os.readlink(f"{folder}/{each}"))
-    return int(line.split("-", 1)[0], 16), file
+        lines = [line.split() for line in file if "memfd:guest-ram" in line]
+    starts = {words[1][3]: int(words[0].split("-")[0], 16) for words in reversed(lines)}
+    if "p" not in starts or "s" not in starts:
+        raise GuestFailed("the process is no secondary that has its guest's RAM mapped")
+    return starts["p"], starts["s"]
 
 
 class Spinning(threading.Thread):
@@ -32,23 +29,19 @@ class Spinning(threading.Thread):
     def __init__(self, process, found):
         super().__init__(daemon=True)
         at, self.stride, self.cpus, self.khz = map(int, found.groups())
-        start, checkpoint = ram(process)
-        self.places = [(open(f"/proc/{process.pid}/mem", "rb", buffering=0), start + at)]
-        if checkpoint:
-            self.places.append((open(checkpoint, "rb", buffering=0), at))
+        self.memory = open(f"/proc/{process.pid}/mem", "rb", buffering=0)
+        self.places = [start + at for start in ram(process)]
         self.operations = self.ticks = 0
         self.seconds = 0.0
         self.ended = threading.Event()
         self.start()
 
     def look(self):
-        """Operations and ticks of each CPU; of a secondary, since the checkpoint to which its guest was put back last."""
+        """Operations and ticks of each CPU since the checkpoint to which its guest was put back last."""
         counts = []
-        for file, at in self.places:
-            read = os.pread(file.fileno(), self.stride * self.cpus, at)
+        for at in self.places:
+            read = os.pread(self.memory.fileno(), self.stride * self.cpus, at)
             counts.append([struct.unpack_from("<QQ", read, cpu * self.stride) for cpu in range(self.cpus)])
-        if len(counts) == 1:
-            return counts[0]
         return [tuple(max(0, mine - base) for mine, base in zip(*each)) for each in zip(*counts)]
 
     def run(self):
@@ -67,6 +60,5 @@ class Spinning(threading.Thread):
         """Milliseconds that all CPUs together lose at the lock in a second, and how often they take it."""
         self.ended.set()
         self.join(5)
-        for file, _ in self.places:
-            file.close()
+        self.memory.close()
         return {"spin": self.ticks / self.khz / self.seconds, "locks": self.operations / self.seconds}

@@ -1,6 +1,7 @@
 import ArgumentParser
 import CLinux
 import Devices
+import GuestMemory
 import MiniVMM
 
 @main
@@ -81,7 +82,7 @@ extension Failure {
     case .machine(let error): return status(error)
     case .disk(.busy), .card(.tapBusy): return .busy
     case .disk: return .noInput
-    case .card, .seccomp: return .unavailable
+    case .card, .seccomp, .memory(.noHugePages(_, _, _)): return .unavailable
     case .memory, .host, .tooManyDevices: return .osError
     }
   }

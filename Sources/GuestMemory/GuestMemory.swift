@@ -9,6 +9,12 @@ public enum GuestMemoryError: Error, Equatable, Sendable {
   /// RAM size zero, not a multiple of the page size, or more than ``GuestMemory/maximumSize``.
   case badSize(UInt64)
   case system(operation: String, errno: Int32)
+  /// Huge pages are for RAM of whole ones.
+  case notWholeHugePages(UInt64)
+  /// A checkpoint is put back page by page, which huge pages can't.
+  case hugePagesRollBack
+  /// How many of the host's huge pages RAM needs, how many are free, and how many the host would need in all.
+  case noHugePages(needed: UInt64, free: UInt64, total: UInt64)
 }
 
 extension GuestMemoryError: CustomStringConvertible {
@@ -20,14 +26,20 @@ extension GuestMemoryError: CustomStringConvertible {
       "guest RAM of \(size) bytes: must be a multiple of 4096, between 1 MiB and 1 TiB"
     case .system(let operation, let error):
       "\(operation) of guest RAM: \(unsafe String(cString: lx_strerror(error))); free memory or choose a smaller --memory"
+    case .notWholeHugePages(let size):
+      "guest RAM of \(size) bytes is no whole number of huge pages; give --memory as a multiple of 2M"
+    case .hugePagesRollBack:
+      "a secondary's RAM goes back to its checkpoint page by page, so it can't be on huge pages; leave out --hugepages"
+    case .noHugePages(let needed, let free, let total):
+      "guest RAM needs \(needed) huge pages of 2 MiB and \(free) are free; run: sysctl vm.nr_hugepages=\(total) (or leave out --hugepages)"
     }
   }
 }
 
 /// Guest RAM, and the one checked way to touch it.
 ///
-/// RAM is one memfd mapped once, split by the 32-bit MMIO hole into at most two regions. Every access names a
-/// guest-physical range, which must lie inside one region; every write by the VMM marks its pages in ``dirty``, after
+/// RAM is one mapping, split by the 32-bit MMIO hole into at most two regions: anonymous memory on huge pages as far as the host has
+/// some, or a private view of a memfd where it has to go back to a checkpoint. Every access names a guest-physical range, which must lie inside one region; every write by the VMM marks its pages in ``dirty``, after
 /// the bytes are stored, so that a harvest between the two can only see the page again, never miss it.
 ///
 /// Safe from any thread. The guest changes memory at any time: what decides something is read once, into a value.
@@ -37,12 +49,15 @@ extension GuestMemoryError: CustomStringConvertible {
   public static let holeStart: UInt64 = 0xc000_0000
   public static let highStart: UInt64 = 0x1_0000_0000
   public static let maximumSize: UInt64 = 1 << 40
+  /// Bytes of a huge page. RAM begins at a multiple of it in the guest, in the mapping and in the process, so that one translation
+  /// of the processor's can cover it.
+  public static let hugePageSize: UInt64 = 2 << 20
 
   /// A range of guest-physical addresses backed by RAM.
   public struct Region: Sendable, Equatable {
     public let start: UInt64
     public let size: UInt64
-    /// Offset of the region in the memfd, and in the mapping.
+    /// Offset of the region in the mapping, and in the memfd where there is one.
     public let fileOffset: UInt64
     public var end: UInt64 { start + size }
   }
@@ -51,48 +66,36 @@ extension GuestMemoryError: CustomStringConvertible {
   public let low: Region
   /// RAM above 4 GiB; size 0 when there is none.
   public let high: Region
-  /// The memfd, owned by this object.
-  public let descriptor: CInt
   /// Pages written by the VMM since the last harvest, by page index in the file.
   public let dirty: DirtyPages
   private nonisolated(unsafe) let base: UnsafeMutableRawPointer
-  /// The memfd itself, where ``base`` is a private view of it; nil where ``base`` is the memfd.
+  /// The memfd itself, where ``base`` is a private view of it.
   nonisolated(unsafe) let checkpoint: UnsafeMutableRawPointer?
   let rollBacks: Mutex<RollBacks>
+  /// /proc/self/pagemap, or negative.
+  private let pageMap: CInt
 
-  /// Makes `size` bytes of zeroed RAM.
-  /// - Parameter rollsBack: the guest gets a private view: what it, or a device, writes stays out of the memfd, and
-  ///   ``rollBack(_:)`` forgets it. For a secondary, whose memfd holds the last checkpoint; what that costs is a copy of
-  ///   the pages that were written, not of all RAM.
-  public init(size: UInt64, rollsBack: Bool = false) throws(GuestMemoryError) {
+  /// Makes `size` bytes of zeroed RAM. A core dump leaves it out.
+  /// - Parameters:
+  ///   - rollsBack: the guest gets a private view: what it, or a device, writes stays out of the memfd, and
+  ///     ``rollBack(_:)`` forgets it. For a secondary, whose memfd holds the last checkpoint; what that costs is a copy of
+  ///     the pages that were written, not of all RAM.
+  ///   - hugePages: on the host's reserved huge pages (hugetlbfs), all of which are taken at once. Without, the kernel gives huge
+  ///     pages as it has some, as RAM is touched.
+  public init(size: UInt64, rollsBack: Bool = false, hugePages: Bool = false) throws(GuestMemoryError) {
     guard size >= 1 << 20, size <= Self.maximumSize, size % Self.pageSize == 0 else { throw .badSize(size) }
-    let fd = unsafe lx_memfd("guest-ram", size)
-    guard fd >= 0 else { throw .system(operation: "memfd_create", errno: -fd) }
-    var error: CInt = 0
-    guard
-      let shared = unsafe lx_mmap(
-        Int(size), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0, &error)
-    else {
-      lx_close(fd)
-      throw .system(operation: "mmap", errno: error)
-    }
     if rollsBack {
-      guard
-        let view = unsafe lx_mmap(
-          Int(size), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0, &error)
-      else {
-        unsafe lx_munmap(shared, Int(size))
-        lx_close(fd)
-        throw .system(operation: "mmap", errno: error)
-      }
-      unsafe base = view
-      unsafe checkpoint = shared
+      guard !hugePages else { throw .hugePagesRollBack }
+      (unsafe base, unsafe checkpoint) = unsafe try Self.mapCheckpoint(Int(size))
+      pageMap = -1
     } else {
-      unsafe base = shared
+      unsafe base = hugePages ? try Self.mapHugePages(size) : try Self.mapAnonymous(Int(size))
       unsafe checkpoint = nil
+      pageMap = unsafe lx_open("/proc/self/pagemap", O_RDONLY, 0)
     }
+    _ = unsafe lx_madvise(base, Int(size), MADV_DONTDUMP)
+    if let checkpoint = unsafe checkpoint { _ = unsafe lx_madvise(checkpoint, Int(size), MADV_DONTDUMP) }
     self.size = size
-    descriptor = fd
     let lowSize = min(size, Self.holeStart)
     low = Region(start: 0, size: lowSize, fileOffset: 0)
     high = Region(start: Self.highStart, size: size - lowSize, fileOffset: lowSize)
@@ -103,7 +106,69 @@ extension GuestMemoryError: CustomStringConvertible {
   deinit {
     unsafe lx_munmap(base, Int(size))
     if let checkpoint = unsafe checkpoint { unsafe lx_munmap(checkpoint, Int(size)) }
-    lx_close(descriptor)
+    if pageMap >= 0 { lx_close(pageMap) }
+  }
+
+  // MARK: Mapping
+
+  private static func map(_ size: Int, _ flags: CInt, _ file: CInt) throws(GuestMemoryError) -> UnsafeMutableRawPointer
+  {
+    var error: CInt = 0
+    guard let mapping = unsafe lx_mmap(size, PROT_READ | PROT_WRITE, flags, file, 0, &error) else {
+      throw .system(operation: "mmap", errno: error)
+    }
+    return unsafe mapping
+  }
+
+  /// Anonymous memory that begins at a multiple of a huge page's size: what lies before and behind goes back.
+  private static func mapAnonymous(_ size: Int) throws(GuestMemoryError) -> UnsafeMutableRawPointer {
+    let huge = Int(hugePageSize)
+    let mapping = unsafe try map(size + huge, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1)
+    let before = (huge - Int(bitPattern: mapping) % huge) % huge
+    let base = unsafe mapping + before
+    if before > 0 { unsafe lx_munmap(mapping, before) }
+    unsafe lx_munmap(base + size, huge - before)
+    // A kernel without transparent huge pages does without.
+    _ = unsafe lx_madvise(base, size, MADV_HUGEPAGE)
+    return unsafe base
+  }
+
+  private static func mapHugePages(_ size: UInt64) throws(GuestMemoryError) -> UnsafeMutableRawPointer {
+    guard size % hugePageSize == 0 else { throw .notWholeHugePages(size) }
+    let twoMebibytes: CInt = 21 << 26  // MAP_HUGE_2MB
+    do throws(GuestMemoryError) {
+      return unsafe try map(Int(size), MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | twoMebibytes, -1)
+    } catch {
+      guard error == .system(operation: "mmap", errno: ENOMEM) else { throw error }
+      let free = hugePages("free_hugepages") - min(hugePages("free_hugepages"), hugePages("resv_hugepages"))
+      let needed = size / hugePageSize
+      throw .noHugePages(needed: needed, free: free, total: hugePages("nr_hugepages") + needed - min(needed, free))
+    }
+  }
+
+  /// A count of this host's huge pages of 2 MiB (Documentation/admin-guide/mm/hugetlbpage.rst); 0 where it has none.
+  public static func hugePages(_ count: String) -> UInt64 {
+    let file = unsafe lx_open("/sys/kernel/mm/hugepages/hugepages-2048kB/\(count)", O_RDONLY, 0)
+    guard file >= 0 else { return 0 }
+    defer { lx_close(file) }
+    var text = [UInt8](repeating: 0, count: 24)
+    let read = unsafe text.withUnsafeMutableBytes { unsafe lx_read(file, $0.baseAddress, $0.count) }
+    return UInt64(String(decoding: text.prefix(max(0, read - 1)), as: UTF8.self)) ?? 0
+  }
+
+  /// The guest's view of a memfd, and the memfd.
+  private static func mapCheckpoint(
+    _ size: Int
+  ) throws(GuestMemoryError) -> (view: UnsafeMutableRawPointer, checkpoint: UnsafeMutableRawPointer) {
+    let file = unsafe lx_memfd("guest-ram", UInt64(size))
+    guard file >= 0 else { throw .system(operation: "memfd_create", errno: -file) }
+    // The mappings keep it.
+    defer { lx_close(file) }
+    let checkpoint = unsafe try map(size, MAP_SHARED | MAP_NORESERVE, file)
+    do throws(GuestMemoryError) { return unsafe (try map(size, MAP_PRIVATE | MAP_NORESERVE, file), checkpoint) } catch {
+      unsafe lx_munmap(checkpoint, size)
+      throw error
+    }
   }
 
   public var regions: [Region] { high.size == 0 ? [low] : [low, high] }
@@ -136,6 +201,37 @@ extension GuestMemoryError: CustomStringConvertible {
   /// Host address of the whole mapping, ``size`` bytes, indexed by file offset.
   package var mapping: UnsafeMutableRawBufferPointer {
     unsafe UnsafeMutableRawBufferPointer(start: base, count: Int(size))
+  }
+
+  /// What a state is loaded into before the machine runs, ``size`` bytes: the memfd where there is one, else RAM.
+  package var contents: UnsafeMutableRawBufferPointer {
+    unsafe UnsafeMutableRawBufferPointer(start: checkpoint ?? base, count: Int(size))
+  }
+
+  /// The next pages from `page` on that may be other than zero; nil when there are none. What was never touched is skipped without
+  /// touching it. The machine stands still.
+  package func touchedPages(from page: Int) -> Range<Int>? {
+    let touched: UInt64 = 1 << 63 | 1 << 62  // in RAM, in swap (Documentation/admin-guide/mm/pagemap.rst)
+    var entries = [UInt64](repeating: touched, count: 512)
+    var next = page
+    while next < pageCount {
+      let count = min(entries.count, pageCount - next)
+      // What can't be read may be anything.
+      guard pageMap >= 0, read(&entries, count, from: next) else { return next..<pageCount }
+      guard let first = entries[..<count].firstIndex(where: { $0 & touched != 0 }) else {
+        next += count
+        continue
+      }
+      let end = entries[first..<count].firstIndex { $0 & touched == 0 } ?? count
+      return next + first..<next + end
+    }
+    return nil
+  }
+
+  private func read(_ entries: inout [UInt64], _ count: Int, from page: Int) -> Bool {
+    let first = unsafe (Int(bitPattern: base) / Int(Self.pageSize) + page) * 8
+    return unsafe entries.withUnsafeMutableBytes { unsafe lx_pread(pageMap, $0.baseAddress, count * 8, Int64(first)) }
+      == count * 8
   }
 
   /// Marks the pages of a guest range as written by the VMM. The range must be inside RAM; others are ignored.

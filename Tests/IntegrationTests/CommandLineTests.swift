@@ -106,6 +106,22 @@ extension Integration {
         name: "secondary with a machine of its own",
         arguments: ["secondary", "--listen", ":0", "--key", "x", "--memory", "64M"], status: 64,
         says: ["--memory", "primary's"]),
+      Case(
+        name: "huge pages for a secondary", arguments: ["secondary", "--listen", ":0", "--key", "x", "--hugepages"],
+        status: 64, says: ["page by page", "leave out --hugepages"]),
+      Case(
+        name: "huge pages in part", arguments: ["run", "--kernel", "x", "--memory", "129M", "--hugepages"], status: 64,
+        says: ["multiple of 2M"]),
+      Case(
+        name: "more huge pages than there are",
+        arguments: ["run", "--kernel", Environment.labGuest, "--memory", "512G", "--hugepages"], status: 69,
+        says: ["needs 262144 huge pages", "sysctl vm.nr_hugepages="]),
+      Case(
+        name: "huge pages by configuration",
+        arguments: [
+          "run", "--config",
+          file("huge.json", Array(#"{"kernel":"\#(Environment.labGuest)","memory":"512G","hugepages":true}"#.utf8)),
+        ], status: 69, says: ["huge pages"]),
       Case(name: "restore of nothing", arguments: ["restore", "/nonexistent/s"], status: 66, says: ["/nonexistent/s"]),
     ]
 
@@ -153,6 +169,19 @@ extension Integration {
         "run", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline", "service=\(service)",
       ])
       #expect(try guest.waitForExit() == status, "console: \(guest.console)")
+    }
+
+    /// With the registers that the guest had, on a few short lines, whatever they were.
+    @Test(.enabled(if: Environment.hasLab, "needs /dev/kvm and the lab guest"))
+    func tripleFault_isAReset_withTheLastRegistersOnStandardError() throws {
+      let outcome = try run(
+        Environment.minivmm,
+        ["run", "--kernel", Environment.labGuest, "--memory", "64M", "--console", "none", "--cmdline", "service=crash"])
+      #expect(outcome.status == 10, "stderr: \(outcome.errors)")
+      let lines = outcome.errors.split(separator: "\n")
+      #expect(lines.first == "minivmm: the guest reset itself by a triple fault")
+      #expect(lines.count >= 8 && lines.count <= 9 && lines.allSatisfy { $0.count < 160 }, "\(outcome.errors)")
+      for name in ["RIP 0x", "CR3 0x", "EFER 0x", "R15 0x", "instruction "] { #expect(outcome.errors.contains(name)) }
     }
 
     @Test func help_namesEveryCommand() throws {

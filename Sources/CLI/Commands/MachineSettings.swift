@@ -1,4 +1,5 @@
 import ArgumentParser
+import GuestMemory
 import MiniVMM
 
 /// The machine that options and configuration file together ask for.
@@ -21,6 +22,10 @@ struct MachineSettings {
       size = parsed
     }
     description.memory = memory ?? size?.bytes ?? 128 << 20
+    description.hugePages = options.hugepages || file.hugepages ?? false
+    guard !description.hugePages || description.memory % GuestMemory.hugePageSize == 0 else {
+      throw ValidationError("\(GuestMemoryError.notWholeHugePages(description.memory))")
+    }
     description.disks = (options.disk + (file.disks ?? [])).map {
       MachineDescription.Disk(path: $0.path, readOnly: $0.readOnly)
     }

@@ -2,6 +2,7 @@ import ArgumentParser
 import CLinux
 import Devices
 import Glibc
+import GuestMemory
 import Pair
 
 struct SecondaryCommand: ParsableCommand {
@@ -48,6 +49,7 @@ struct SecondaryCommand: ParsableCommand {
     guard machine.cpus == nil, machine.memory == nil else {
       throw ValidationError("--cpus and --memory are the primary's; leave them out here")
     }
+    guard !machine.hugepages else { throw ValidationError("\(GuestMemoryError.hugePagesRollBack)") }
   }
 
   func run() throws {

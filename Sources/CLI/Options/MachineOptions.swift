@@ -23,6 +23,9 @@ struct MachineOptions: ParsableArguments {
   @Option(help: "Guest RAM, such as 128M or 2G.")
   var memory: MemorySize?
 
+  @Flag(help: "Guest RAM on the host's reserved huge pages of 2 MiB (vm.nr_hugepages). Not for a secondary.")
+  var hugepages = false
+
   @Option(help: "Unix socket for `minivmm snapshot`, `minivmm status` and others: one JSON object a line.")
   var control: String?
 
@@ -70,6 +73,7 @@ struct ConfigurationFile: Codable, Equatable {
   var boot: String?
   var cpus: Int?
   var memory: String?
+  var hugepages: Bool?
   var disks: [DiskOption]?
   var nets: [NetOption]?
   var control: String?
@@ -77,7 +81,7 @@ struct ConfigurationFile: Codable, Equatable {
   var user: String?
 
   private enum CodingKeys: String, CodingKey, CaseIterable {
-    case kernel, initrd, cmdline, boot, cpus, memory, disks, nets, control, seccomp, user
+    case kernel, initrd, cmdline, boot, cpus, memory, hugepages, disks, nets, control, seccomp, user
   }
 
   static func read(_ path: String) throws -> ConfigurationFile {

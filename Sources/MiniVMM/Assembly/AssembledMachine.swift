@@ -32,7 +32,8 @@ public final class AssembledMachine: Sendable {
       try SeccompFilters(mode: description.seccomp, exitCode: description.seccompExitCode)
     }
     let memory = try Self.memory { () throws(GuestMemoryError) in
-      try GuestMemory(size: description.memory, rollsBack: description.rollsBack)
+      try GuestMemory(
+        size: description.memory, rollsBack: description.rollsBack, hugePages: description.hugePages)
     }
 
     var named: [(name: String, device: any VirtioDevice)] = []

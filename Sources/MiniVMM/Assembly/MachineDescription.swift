@@ -42,7 +42,9 @@ public struct MachineDescription: Sendable {
   public var cpus = 1
   /// RAM that can go back to a checkpoint (``GuestMemory/rollBack(_:)``): a secondary's.
   public var rollsBack = false
-  /// Bytes of guest RAM, a multiple of 4096.
+  /// RAM on the host's reserved huge pages; not together with ``rollsBack``.
+  public var hugePages = false
+  /// Bytes of guest RAM, a multiple of 4096; with ``hugePages`` of 2 MiB.
   public var memory: UInt64 = 128 << 20
   public var disks: [Disk] = []
   public var cards: [Card] = []

@@ -69,7 +69,7 @@ public enum SnapshotFile {
     try output.write(header + state)
     let mapping = unsafe memory.mapping
     var page = 0
-    while let data = nextData(memory, from: page) {
+    while let data = memory.touchedPages(from: page) {
       page = data.lowerBound
       while page < data.upperBound {
         guard unsafe !isZero(mapping, page) else {
@@ -111,22 +111,18 @@ public enum SnapshotFile {
     }
     let state = try input.bytes(Int(header.stateSize))
     let pages = UInt64(memory.pageCount)
-    // Written to the memfd rather than read into its mapping: that costs no page fault, and no zeroing of what is
-    // overwritten at once.
-    var piece = [UInt8](repeating: 0, count: 64 * 4096)
+    let contents = unsafe memory.contents
     while true {
       let run = try input.bytes(16)
       let first = number(UInt64.self, run, 0)
       let count = number(UInt64.self, run, 8)
       if first == endMark, count == 0 { break }
       guard first < pages, count > 0, count <= pages - first else { throw .badPageRun(first: first, count: count) }
-      var offset = Int64(first) * 4096
-      let end = Int64(first + count) * 4096
-      while offset < end {
-        let size = min(piece.count, Int(end - offset))
-        try input.read(into: &piece, count: size)
-        try fill(memory, at: offset, with: piece[..<size])
-        offset += Int64(size)
+      let bytes = unsafe contents[Int(first) * 4096..<Int(first + count) * 4096]
+      // A piece at a time: its checksum is made while it is in the processor's caches.
+      for start in unsafe stride(from: bytes.startIndex, to: bytes.endIndex, by: 64 * 4096) {
+        let piece = unsafe bytes[start..<min(start + 64 * 4096, bytes.endIndex)]
+        try unsafe input.read(into: UnsafeMutableRawBufferPointer(rebasing: piece))
       }
       memory.dirty.insert(first: Int(first), last: Int(first + count) - 1)
     }
@@ -151,31 +147,6 @@ public enum SnapshotFile {
   }
 
   // MARK: Pieces
-
-  private static func fill(_ memory: GuestMemory, at offset: Int64, with bytes: ArraySlice<UInt8>) throws(SnapshotError)
-  {
-    var rest = bytes
-    while !rest.isEmpty {
-      let position = offset + Int64(bytes.count - rest.count)
-      let written = unsafe rest.withUnsafeBytes { source in
-        unsafe lx_pwrite(memory.descriptor, source.baseAddress, source.count, position)
-      }
-      if written == -Int(EINTR) { continue }
-      guard written > 0 else { throw .memory(errno: written == 0 ? EIO : Int32(truncatingIfNeeded: -written)) }
-      rest.removeFirst(written)
-    }
-  }
-
-  /// The next pages from `page` on that the memfd holds at all; holes read as zeros.
-  private static func nextData(_ memory: GuestMemory, from page: Int) -> Range<Int>? {
-    guard page < memory.pageCount else { return nil }
-    // A private view's pages need not be in the file.
-    guard !memory.rollsBack else { return page..<memory.pageCount }
-    let start = lx_lseek(memory.descriptor, Int64(page) * 4096, SEEK_DATA)
-    guard start >= 0 else { return nil }
-    let end = lx_lseek(memory.descriptor, start, SEEK_HOLE)
-    return Int(start / 4096)..<(end < 0 ? memory.pageCount : Int((end + 4095) / 4096))
-  }
 
   private static func isZero(_ mapping: UnsafeMutableRawBufferPointer, _ page: Int) -> Bool {
     guard let base = mapping.baseAddress else { return true }
@@ -243,12 +214,14 @@ public enum SnapshotFile {
       if let failure { throw failure }
     }
 
-    private mutating func read(into target: UnsafeMutableRawBufferPointer) throws(SnapshotError) {
+    mutating func read(into target: UnsafeMutableRawBufferPointer) throws(SnapshotError) {
       guard let base = target.baseAddress else { return }
       var done = 0
       while done < target.count {
         let result = unsafe lx_pread(descriptor, base + done, target.count - done, position + Int64(done))
         if result == -Int(EINTR) { continue }
+        // The kernel had no page for it.
+        if result == -Int(EFAULT) { throw .memory(errno: ENOMEM) }
         guard result >= 0 else { throw .read(errno: Int32(truncatingIfNeeded: -result)) }
         guard result > 0 else { throw .truncated }
         done += result

@@ -1,7 +1,7 @@
 import LabC
 
 /// What the guest does, as `service=a,b,…` says. Services that serve (echo, kv, bulk, journal, dial, dirty, idle) start first; those
-/// that end (disk, burn, exits, hostile) then run one after another in the order given, beside the serving ones, and so do
+/// that end (disk, burn, exits, walk, hostile) then run one after another in the order given, beside the serving ones, and so do
 /// poweroff, reset, crash and panic. With nothing that serves, the guest powers off after the last one.
 enum Services {
   nonisolated(unsafe) private static var rest = Bytes(start: emptyBytes, count: 0)
@@ -91,6 +91,8 @@ enum Services {
       Burn.start()
     } else if word.equals("exits") {
       Exits.run()
+    } else if word.equals("walk") {
+      Walk.run()
     } else if word.equals("hostile") {
       Hostile.run()
     } else if word.equals("poweroff") {
