@@ -146,14 +146,25 @@ extension GuestMemoryError: CustomStringConvertible {
     }
   }
 
-  /// A count of this host's huge pages of 2 MiB (Documentation/admin-guide/mm/hugetlbpage.rst); 0 where it has none.
+  /// A count of this host's reserved huge pages of 2 MiB (Documentation/admin-guide/mm/hugetlbpage.rst); 0 where it has none.
   public static func hugePages(_ count: String) -> UInt64 {
-    let file = unsafe lx_open("/sys/kernel/mm/hugepages/hugepages-2048kB/\(count)", O_RDONLY, 0)
-    guard file >= 0 else { return 0 }
+    UInt64(setting("hugepages/hugepages-2048kB/\(count)")) ?? 0
+  }
+
+  /// Whether the kernel gives huge pages to whom asks for them, as it has some (Documentation/admin-guide/mm/transhuge.rst).
+  public static var givesHugePages: Bool {
+    let modes = setting("transparent_hugepage/enabled")
+    return modes.contains("[always]") || modes.contains("[madvise]")
+  }
+
+  /// A line of the kernel's memory settings; empty where there is none.
+  private static func setting(_ name: String) -> String {
+    let file = unsafe lx_open("/sys/kernel/mm/\(name)", O_RDONLY, 0)
+    guard file >= 0 else { return "" }
     defer { lx_close(file) }
-    var text = [UInt8](repeating: 0, count: 24)
+    var text = [UInt8](repeating: 0, count: 64)
     let read = unsafe text.withUnsafeMutableBytes { unsafe lx_read(file, $0.baseAddress, $0.count) }
-    return UInt64(String(decoding: text.prefix(max(0, read - 1)), as: UTF8.self)) ?? 0
+    return String(decoding: text.prefix(max(0, read - 1)), as: UTF8.self)
   }
 
   /// The guest's view of a memfd, and the memfd.

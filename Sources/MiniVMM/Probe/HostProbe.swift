@@ -41,7 +41,7 @@ public enum HostProbe {
     } catch {
       findings.append(Finding("/dev/kvm", .problem, "\(error)"))
     }
-    findings.append(tun())
+    findings += [hugePages(), tun()]
     return findings
   }
 
@@ -82,6 +82,17 @@ public enum HostProbe {
       Finding("KVM_CAP_MAX_VCPUS", .ok, "\(system.capability(.maximumVCPUs))"),
       Finding("processors", .ok, "\(sysconf(CInt(_SC_NPROCESSORS_ONLN))) online"),
     ]
+  }
+
+  private static func hugePages() -> Finding {
+    let (free, total) = (GuestMemory.hugePages("free_hugepages"), GuestMemory.hugePages("nr_hugepages"))
+    let reserved = "\(free) of \(total) reserved ones are free for --hugepages"
+    guard !GuestMemory.givesHugePages else {
+      return Finding("huge pages", .ok, "given as guests touch RAM; \(reserved)")
+    }
+    return Finding(
+      "huge pages", .note, "not given to guests by themselves, which makes their memory slower; \(reserved)",
+      cure: "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled")
   }
 
   private static func tun() -> Finding {
