@@ -9,6 +9,6 @@ check "redis-cli SET" OK redis-cli -h "$guest_address" set greeting "hello from 
 check "redis-cli GET" "hello from ring 3" redis-cli -h "$guest_address" get greeting
 check "redis-cli INCR" 1 redis-cli -h "$guest_address" incr counter
 say "redis-benchmark over TCP, 20 connections"
-inside timeout 60 redis-benchmark -h "$guest_address" -c 20 -n 20000 -t set,get -q | tr '\r' '\n' | grep 'requests per second' ||
+inside timeout 60 redis-benchmark -h "$guest_address" -c 20 -n "${MINIVMM_DEMO_REQUESTS:-20000}" -t set,get -q | tr '\r' '\n' | grep 'requests per second' ||
   failures=$((failures + 1))
 finish

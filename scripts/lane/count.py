@@ -1,0 +1,41 @@
+"""Counts in redis and in memcached, on one connection each, and says every number that it was told.
+
+ARGV: the guest's address, then how many numbers. A line is `redis N` or `memcached N`, in the order of the replies; `lost` and the
+reason when a connection ends. Exit code 0 when every number came once, in order."""
+
+import socket
+import sys
+import threading
+
+ADDRESS, COUNT = sys.argv[1], int(sys.argv[2])
+failed = []
+
+
+def count(name, port, request, prefix, first=b"", reply=b""):
+    try:
+        connection = socket.create_connection((ADDRESS, port), 60)
+        connection.settimeout(60)
+        lines = connection.makefile("rb")
+        if first:
+            connection.sendall(first)
+            if lines.readline() != reply:
+                raise ValueError(f"no {reply!r}")
+        for number in range(1, COUNT + 1):
+            connection.sendall(request)
+            line = lines.readline()
+            if line != prefix + b"%d\r\n" % number:
+                raise ValueError(f"{line!r} where {number} was due")
+            print(name, number, flush=True)
+    except (OSError, ValueError) as error:
+        print(name, "lost", error, flush=True)
+        failed.append(name)
+
+
+threads = [threading.Thread(target=count, args=each) for each in (
+    ("redis", 6379, b"INCR visits\r\n", b":"),
+    ("memcached", 11211, b"incr visits 1\r\n", b"", b"set visits 0 0 1\r\n0\r\n", b"STORED\r\n"))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+sys.exit(1 if failed else 0)
