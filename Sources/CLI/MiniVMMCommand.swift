@@ -81,6 +81,7 @@ extension Failure {
     switch error {
     case .machine(let error): return status(error)
     case .disk(.busy), .card(.tapBusy): return .busy
+    case .disk(.format): return .badData
     case .disk: return .noInput
     case .card, .seccomp, .memory(.noHugePages(_, _, _)): return .unavailable
     case .memory, .host, .tooManyDevices: return .osError

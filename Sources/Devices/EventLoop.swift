@@ -151,6 +151,8 @@ public final class EventLoop: Sendable {
         guard let handler = registration.handler else { continue }
         unsafe handler.ready(tag: registration.tag, events: events[index].events)
         if handler.polls { busy = handler }
+        // What is left of the batch is reported again.
+        if control.withLock({ $0.wish != .run }) { break }
       }
       if let busy { watch(busy, &recent) }
     }
@@ -167,6 +169,7 @@ public final class EventLoop: Sendable {
     var event = unsafe epoll_event()
     var turns = 0
     var found = false
+    var looked = recent.work
     while true {
       let now = lx_monotonic_ns()
       if handler.poll() {
@@ -176,7 +179,11 @@ public final class EventLoop: Sendable {
         break
       }
       turns &+= 1
-      if turns % 16 == 0, unsafe lx_epoll_wait(epoll, &event, 1, 0) != 0 { break }
+      // A wish to park is such a descriptor.
+      if turns % 16 == 0 || now - looked > Visit.time {
+        looked = now
+        if unsafe lx_epoll_wait(epoll, &event, 1, 0) != 0 { break }
+      }
     }
     handler.rest()
     // In vain: perhaps the guest can't run while we look, because other work has the host's other CPUs.

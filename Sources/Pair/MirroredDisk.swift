@@ -90,6 +90,8 @@ public final class MirroredDisk: Disk {
   public var isReadOnly: Bool { file.isReadOnly }
   public var capacity: UInt64 { file.capacity }
 
+  public func copy(into bytes: inout [UInt8], from position: UInt64) -> CInt { file.copy(into: &bytes, from: position) }
+
   public func read(
     _ memory: GuestMemory, _ buffers: GuestBuffers, count: UInt64, position: UInt64, nowait: Bool
   ) -> DiskOutcome { file.read(memory, buffers, count: count, position: position, nowait: nowait) }

@@ -172,6 +172,7 @@
 
 /// virtio-blk (virtio 1.2 §5.2).
 @frozen public enum BlockFeature {
+  @inlinable public static var sizeMax: UInt64 { 1 << 1 }
   @inlinable public static var segmentMax: UInt64 { 1 << 2 }
   @inlinable public static var readOnly: UInt64 { 1 << 5 }
   @inlinable public static var blockSize: UInt64 { 1 << 6 }

@@ -38,6 +38,28 @@ private final class CountingHandler: EventHandler {
   var total: Int { taken.load(ordering: .sequentiallyConsistent) }
 }
 
+/// Has work whenever it is looked at.
+private final class BusyHandler: EventHandler {
+  let descriptor = lx_eventfd(0)
+  let polls = true
+  private let turns = Atomic(0)
+  private let work: @Sendable (Int) -> Void
+
+  init(work: @escaping @Sendable (Int) -> Void) { self.work = work }
+  deinit { lx_close(descriptor) }
+
+  var turnsSoFar: Int { turns.load(ordering: .relaxed) }
+
+  // Ready again and again until it is polled: that begins with work that follows work closely.
+  func ready(tag: UInt32, events: UInt32) {}
+
+  func poll() -> Bool {
+    _ = lx_eventfd_take(descriptor)
+    work(turns.add(1, ordering: .relaxed).newValue)
+    return true
+  }
+}
+
 @Suite("Event loop", .timeLimit(.minutes(1))) struct EventLoopTests {
   let loop: EventLoop
 
@@ -97,6 +119,42 @@ private final class CountingHandler: EventHandler {
     loop.park()
     #expect(handler.running.load(ordering: .sequentiallyConsistent) == 0)
     loop.unpark()
+    loop.stop()
+    thread.join()
+  }
+
+  /// However many descriptors are ready: who parks waits for one handler.
+  @Test func park_inTheMiddleOfABatch_comesBeforeTheRest() throws {
+    let isFirst = Atomic(true)
+    let handler = CountingHandler(count: 8) { [loop] in
+      if isFirst.exchange(false, ordering: .relaxed) { loop.beginParking() }
+    }
+    _ = try handler.register(with: loop)
+    for descriptor in handler.descriptors { lx_eventfd_signal(descriptor) }
+    let thread = try start()
+    #expect(waitUntil { handler.total > 0 })
+    loop.park()
+    #expect(handler.total == 1)
+    loop.unpark()
+    #expect(waitUntil { handler.total == 8 }, "the rest is not forgotten")
+    loop.stop()
+    thread.join()
+  }
+
+  /// A queue that never runs dry, each visit to which takes its time.
+  @Test func polling_ofLongVisits_letsOthersIn() throws {
+    let other = CountingHandler()
+    let busy = BusyHandler { turn in
+      if turn == 3 { lx_eventfd_signal(other.descriptors[0]) }
+      usleep(2000)  // twice a visit's time
+    }
+    _ = try other.register(with: loop)
+    _ = try loop.register(busy.descriptor, events: EPOLLIN.rawValue, handler: busy, tag: 0)
+    lx_eventfd_signal(busy.descriptor)
+    let thread = try start()
+    #expect(waitUntil { other.total == 1 })
+    // Another visit may be under way by the time that is known.
+    #expect(busy.turnsSoFar <= 5)
     loop.stop()
     thread.join()
   }

@@ -338,8 +338,7 @@ struct SaveRestoreCase: CustomTestStringConvertible, Sendable {
       driver.start(size: 32)
       for slot in 0..<8 as Range<UInt64> { disk.add(driver, BlockRequestType.flush, sector: 0, slot: slot) }
       expectWritesMarked(driver.memory) {
-        driver.write(MMIORegister.queueNotify, 0)
-        driver.mmio.ready(tag: 0, events: 1)
+        driver.kick()
         driver.mmio.quiesce()
       }
       #expect(driver.takeUsed().count == 8)

@@ -12,6 +12,7 @@ private let data = TestDriver.buffers
 private final class SocketRig {
   let directory: TemporaryDirectory
   let peer: CInt
+  let path: String
   /// The card's end of the connection, which its back end closes.
   let socket: CInt
   let device: NetDevice
@@ -20,7 +21,7 @@ private final class SocketRig {
 
   init(sendBuffer: Int32? = nil) throws {
     directory = try TemporaryDirectory()
-    let path = directory.file("socket")
+    path = directory.file("socket")
     let listener = lx_unix_socket(CInt(SOCK_STREAM.rawValue))
     guard unsafe lx_unix_listen(listener, path, 1) >= 0 else { throw HostError(operation: "listen", errno: errno) }
     let backend = try SocketBackend(path: path)
@@ -224,6 +225,62 @@ private func framed(_ frame: [UInt8]) -> [UInt8] {
     let same = rig.peerReceives(expected.count, seconds: 10) == expected
     #expect(same)
     #expect(rig.collect(1, 40).count == 40)
+  }
+
+  /// A peer that is started again is found again; what was half received or half sent belongs to the old connection.
+  @Test func socket_peerComesBack_cardGoesOn() throws {
+    let rig = try SocketRig(sendBuffer: 4096)
+    defer { rig.stop() }
+    rig.addReceiveBuffers(8)
+    #expect(rig.peerSends(Array(framed([UInt8](repeating: 1, count: 60)).prefix(30))) == 30)
+    for slot in 0..<40 as Range<UInt64> { rig.transmit(8000, byte: 1, slot: slot) }
+    rig.notify(1)
+    #expect(rig.waitUntilFull())
+    shutdown(rig.peer, Int32(SHUT_RDWR))
+    #expect(waitUntil { rig.device.statistics.isBackendLost })
+    #expect(rig.collect(1, 40).count == 40)
+
+    unsafe unlink(rig.path)
+    let listener = lx_unix_socket(CInt(SOCK_STREAM.rawValue))
+    defer { lx_close(listener) }
+    #expect(unsafe lx_unix_listen(listener, rig.path, 1) >= 0)
+    #expect(waitUntil(seconds: 20) { !rig.device.statistics.isBackendLost })
+    #expect(rig.device.statistics.backendLost.value == 1 && rig.device.statistics.backendRegained.value == 1)
+    let peer = lx_accept(listener)
+    defer { lx_close(peer) }
+    let bytes = framed([UInt8](repeating: 9, count: 60))
+    #expect(unsafe bytes.withUnsafeBytes { unsafe lx_send(peer, $0.baseAddress, $0.count) } == 64)
+    #expect(rig.collect(0, 1).map(\.written) == [72])
+    #expect(rig.driver.bytes(data + 12, 60) == [UInt8](repeating: 9, count: 60))
+    rig.transmit(100, byte: 7, slot: 0)
+    rig.notify(1)
+    var got = [UInt8](repeating: 0, count: 104)
+    HostThread.waitReadable(peer, timeoutMilliseconds: 5000)
+    #expect(unsafe got.withUnsafeMutableBytes { unsafe lx_recv(peer, $0.baseAddress, $0.count) } == 104)
+    #expect(got == framed([UInt8](repeating: 7, count: 100)))
+  }
+
+  /// A peer that takes a connection and hangs up at once is not called all the time.
+  @Test func socket_peerThatHangsUp_isCalledLessAndLess() throws {
+    let rig = try SocketRig()
+    defer { rig.stop() }
+    unsafe unlink(rig.path)
+    let listener = lx_unix_socket(CInt(SOCK_STREAM.rawValue))
+    defer { lx_close(listener) }
+    #expect(unsafe lx_unix_listen(listener, rig.path, 8) >= 0)
+    shutdown(rig.peer, Int32(SHUT_RDWR))
+    var calls = 0
+    let deadline = Deadline(seconds: 2)
+    while !deadline.passed {
+      HostThread.waitReadable(listener, timeoutMilliseconds: 50)
+      let peer = lx_accept(listener)
+      if peer >= 0 {
+        calls += 1
+        lx_close(peer)
+      }
+    }
+    // After 0.1, 0.3, 0.7 and 1.5 s.
+    #expect((1...4).contains(calls))
   }
 
   @Test func socket_nobodyListens_isAnErrorThatNamesThePath() throws {

@@ -25,6 +25,13 @@ extension Integration {
       return path
     }
 
+    static let qcow2 = file("image.qcow2", [0x51, 0x46, 0x49, 0xfb] + [UInt8](repeating: 0, count: 4096))
+    static let key: String = {
+      let path = file("pair.key", [UInt8](repeating: 7, count: 32))
+      chmod(path, 0o600)
+      return path
+    }()
+
     static let truncatedELF = Array((FileManager.default.contents(atPath: Environment.labGuest) ?? Data()).prefix(200))
 
     static let cases: [Case] = [
@@ -62,6 +69,40 @@ extension Integration {
       Case(
         name: "empty disk", arguments: ["run", "--kernel", Environment.labGuest, "--disk", file("nothing.img", [])],
         status: 66, says: ["nothing.img", "512"]),
+      Case(
+        name: "qcow2 as disk", arguments: ["run", "--kernel", Environment.labGuest, "--disk", qcow2], status: 65,
+        says: ["image.qcow2 is a qcow2 file", "qemu-img convert -O raw", "image.qcow2,format=raw"]),
+      Case(
+        name: "qcow2 as read-only disk", arguments: ["run", "--kernel", Environment.labGuest, "--disk", qcow2 + ",ro"],
+        status: 65, says: ["qemu-img convert"]),
+      Case(
+        name: "qcow2 in a configuration",
+        arguments: [
+          "run", "--config", file("qcow2.json", Array(#"{"kernel":"x","disks":[{"path":"\#(qcow2)"}]}"#.utf8)),
+        ],
+        status: 65, says: ["qemu-img convert"]),
+      Case(
+        name: "format in a configuration",
+        arguments: [
+          "run", "--config",
+          file("format.json", Array(#"{"kernel":"x","disks":[{"path":"x","format":"qcow2"}]}"#.utf8)),
+        ], status: 65, says: ["the only format is raw"]),
+      Case(
+        name: "format that is not raw", arguments: ["run", "--kernel", "x", "--disk", "x,format=qcow2"], status: 64,
+        says: ["x,format=qcow2", "format=raw"]),
+      Case(
+        name: "qcow2 as a primary's disk",
+        arguments: [
+          "primary", "--kernel", Environment.labGuest, "--replicate", "127.0.0.1:1", "--key", key, "--disk", qcow2,
+        ], status: 65, says: ["qemu-img convert"]),
+      Case(
+        name: "qcow2 as a secondary's disk",
+        arguments: ["secondary", "--listen", "127.0.0.1:0", "--key", key, "--disk", qcow2], status: 65,
+        says: ["qemu-img convert"]),
+      Case(
+        name: "read-only disk of a secondary",
+        arguments: ["secondary", "--listen", "127.0.0.1:0", "--key", key, "--disk", "x,ro"], status: 64,
+        says: ["leave out ,ro"]),
       Case(
         name: "missing socket", arguments: ["run", "--kernel", Environment.labGuest, "--net", "socket=/nonexistent/s"],
         status: 69, says: ["/nonexistent/s", "start the peer"]),

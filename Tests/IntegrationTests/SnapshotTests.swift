@@ -54,6 +54,41 @@ extension Integration {
       }
     }
 
+    /// Disks in another order or of another size are refused by name; the same ones are taken, at other paths as well.
+    @Test func restore_refusesOtherDisks() throws {
+      let (control, file) = (Self.path("control"), Self.path("disks.snapshot"))
+      let paths = (0..<4).map { Self.path("disk\($0)") }
+      defer { for path in paths + [file] { try? FileManager.default.removeItem(atPath: path) } }
+      for (path, (byte, size)) in zip(
+        paths, [(1, 1 << 20), (2, 1 << 20), (1, 1 << 20), (1, 1 << 19)] as [(UInt8, Int)])
+      {
+        try Data(repeating: byte, count: size).write(to: URL(filePath: path))
+      }
+      let guest = try Guest(
+        ["run", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline", "service=idle", "--control", control]
+          + ["--disk", paths[0], "--disk", paths[1]])
+      try guest.wait(for: "lab: ready", timeout: 20)
+      try Self.snapshot(control, to: file, stayPaused: true)
+      guest.signal(SIGKILL)
+      _ = try guest.waitForExit()
+      for (disks, says) in [
+        ([1, 0], "disk 1, \(paths[1]), holds what disk 2"), ([3, 1], "disk 1, \(paths[3]), has 524288 bytes"),
+        ([0], "2 disks"),
+      ] {
+        let outcome = try run(Environment.minivmm, ["restore", file] + disks.flatMap { ["--disk", paths[$0]] })
+        #expect(outcome.status == 65 && outcome.errors.contains(says), "\(outcome.errors)")
+      }
+      let readOnly = try run(Environment.minivmm, ["restore", file, "--disk", paths[0] + ",ro", "--disk", paths[1]])
+      #expect(readOnly.status == 65 && readOnly.errors.contains("leave out ,ro"), "\(readOnly.errors)")
+
+      // A copy of the first, and one that has been written to since.
+      try Data(repeating: 9, count: 1 << 20).write(to: URL(filePath: paths[1]))
+      let restored = try Guest(["restore", file, "--disk", paths[2], "--disk", paths[1], "--control", control])
+      try restored.wait(for: "warning: disk \(paths[1]) has been written to", timeout: 20)
+      #expect(waitUntil(seconds: 20) { (try? run(Environment.minivmm, ["stop", "--control", control]))?.status == 0 })
+      #expect(try restored.waitForExit() == 0, "\(restored.console)")
+    }
+
     @Test func restore_refusesAnotherShapeAndDamage() throws {
       let (control, file) = (Self.path("control"), Self.path("shape.snapshot"))
       defer { try? FileManager.default.removeItem(atPath: file) }

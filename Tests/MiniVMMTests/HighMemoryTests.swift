@@ -109,7 +109,7 @@ extension MachineTests {
       #expect(size < 1 << 20, "5 GiB of which a few pages were touched")
 
       let second = try makeMachine([], mebibytes: Self.mebibytes, load: false)
-      #expect(try SnapshotFile.memorySize(of: file) == second.memory.size)
+      #expect(try SnapshotFile.header(of: file).memorySize == second.memory.size)
       let state = try SnapshotFile.read(from: file, into: second.memory)
       #expect(try second.memory.load(UInt32.self, at: Self.page) == counted)
       #expect(try second.memory.load(UInt64.self, at: second.memory.high.end - 8) == 0x1122_3344_5566_7788)

@@ -1,4 +1,5 @@
 import CLinux
+import Devices
 import Glibc
 import GuestMemory
 import Testing
@@ -8,6 +9,11 @@ import Testing
 /// The snapshot file as a hostile or damaged input: everything wrong with it is an error that names it.
 @Suite("Family 18: snapshot file") struct SnapshotFileTests {
   static let ramSize: UInt64 = 2 << 20
+
+  private static let disks = [
+    DiskIdentity(capacity: 1 << 30, isReadOnly: false, serial: Array("minivmm-0".utf8), beginning: 1),
+    DiskIdentity(capacity: 512, isReadOnly: true, serial: [UInt8](repeating: 65, count: 20), beginning: nil),
+  ]
 
   /// RAM with two runs of pages, one of them the last page, and a state of 100 bytes.
   private func sample() throws -> (memory: GuestMemory, state: [UInt8]) {
@@ -30,7 +36,7 @@ import Testing
     let (memory, state) = try sample()
     let descriptor = unsafe lx_memfd_plain("snapshot-test")
     defer { close(descriptor) }
-    let size = try SnapshotFile.write(state: state, memory: memory, to: descriptor)
+    let size = try SnapshotFile.write(state: state, disks: Self.disks, memory: memory, to: descriptor)
     var bytes = [UInt8](repeating: 0, count: Int(size))
     let got = unsafe bytes.withUnsafeMutableBytes { unsafe lx_pread(descriptor, $0.baseAddress, $0.count, 0) }
     try #require(got == bytes.count)
@@ -64,7 +70,7 @@ import Testing
   @Test func everyFlippedBit_isRefused() throws {
     let bytes = try snapshotBytes()
     for index in Array(0..<200) + Array(stride(from: 200, to: bytes.count, by: 61)) {
-      // The reserved field is covered by the checksum as all else is.
+      // The unused bytes are covered by the checksum as all else is.
       var damaged = bytes
       damaged[index] ^= 1 << UInt8(index & 7)
       #expect(throws: SnapshotError.self, "byte \(index)") { try read(damaged) }
@@ -88,11 +94,24 @@ import Testing
     #expect(throws: SnapshotError.stateTooLong(0x7f7f_7f7f_7f7f_7f7f)) { try read(bytes) }
   }
 
+  @Test func hugeDiskCount_isRefused() throws {
+    var bytes = try snapshotBytes()
+    bytes[15] = 0x7f
+    #expect(throws: SnapshotError.tooManyDisks(0x7f00_0002)) { try read(bytes) }
+  }
+
+  @Test func disks_areSaidBeforeAllIsRead() throws {
+    let descriptor = try file(try snapshotBytes())
+    defer { close(descriptor) }
+    let header = try SnapshotFile.header(of: descriptor)
+    #expect(header.disks == Self.disks && header.memorySize == Self.ramSize)
+  }
+
   @Test(arguments: [512, 511, 1 << 40, UInt64.max - 1] as [UInt64])
   func pageRunOutsideRAM_isRefused(first: UInt64) throws {
     var bytes = try snapshotBytes()
     // The first run's header follows the file header and the state; two pages from `first` on.
-    let header = 32 + 100
+    let header = 32 + 2 * 40 + 100
     for index in 0..<8 { bytes[header + index] = UInt8(truncatingIfNeeded: first >> (8 * UInt64(index))) }
     #expect(throws: SnapshotError.self) { try read(bytes) }
   }

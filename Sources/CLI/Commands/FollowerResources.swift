@@ -31,7 +31,12 @@ struct FollowerResources: Sendable {
       guard case .tap(let name) = card.host else { throw ValidationError("a protected guest's card is on a tap") }
       tap = try TapBackend(name: name)
     }
-    for disk in settings.description.disks { disks.append(try DiskFile(path: disk.path, readOnly: disk.readOnly)) }
+    for disk in settings.description.disks {
+      guard !disk.readOnly else {
+        throw ValidationError("disk \(disk.path): a protected guest's disks are writable; leave out ,ro")
+      }
+      disks.append(try DiskFile(path: disk.path, readOnly: false, isRaw: disk.isRaw))
+    }
     filters = try SeccompFilters(
       mode: settings.description.seccomp, exitCode: settings.description.seccompExitCode)
     refreshes = HostProbe.translationsGoStale()

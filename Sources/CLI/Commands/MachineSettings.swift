@@ -26,8 +26,11 @@ struct MachineSettings {
     guard !description.hugePages || description.memory % GuestMemory.hugePageSize == 0 else {
       throw ValidationError("\(GuestMemoryError.notWholeHugePages(description.memory))")
     }
-    description.disks = (options.disk + (file.disks ?? [])).map {
-      MachineDescription.Disk(path: $0.path, readOnly: $0.readOnly)
+    description.disks = try (options.disk + (file.disks ?? [])).map { disk in
+      guard disk.format == nil || disk.format == "raw" else {
+        throw Failure("configuration: disk \(disk.path): the only format is raw; convert the image", .badData)
+      }
+      return MachineDescription.Disk(path: disk.path, readOnly: disk.readOnly, isRaw: disk.format != nil)
     }
     description.cards = try (options.net + (file.nets ?? [])).map { net in
       guard net.mac == nil || net.macBytes != nil, (net.tap == nil) != (net.socket == nil) else {

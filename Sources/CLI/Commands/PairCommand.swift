@@ -27,9 +27,9 @@ struct PairCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "The secondary's copy of each disk, in their order; made when it is missing. Repeat for more.", valueName: "file")
-  )
-  var secondaryDisk: [String] = []
+      "The secondary's copy of each disk, in their order; made when it is missing. Repeat for more.",
+      valueName: "file[,format=raw]"))
+  var secondaryDisk: [DiskOption] = []
 
   @Option(help: ArgumentHelp("Control socket of the secondary; --control is the primary's.", valueName: "path"))
   var secondaryControl: String?
@@ -55,7 +55,7 @@ struct PairCommand: ParsableCommand {
       throw ValidationError(
         "\(settings.description.disks.count) disks and \(secondaryDisk.count) --secondary-disk; give as many")
     }
-    for (disk, copy) in zip(settings.description.disks, secondaryDisk) { try Self.make(copy, like: disk.path) }
+    for (disk, copy) in zip(settings.description.disks, secondaryDisk) { try Self.make(copy.path, like: disk.path) }
     // The children find it as descriptor 3; it has no name that could be left behind.
     let key = try Self.key()
     defer { lx_close(key) }
@@ -69,7 +69,11 @@ struct PairCommand: ParsableCommand {
   private func secondaryArguments(_ settings: MachineSettings) -> [String] {
     var arguments = ["secondary", "--listen", "127.0.0.1:0", "--key", PairProcesses.key]
     if let tap = secondaryNet?.tap { arguments += ["--net", "tap=\(tap)"] }
-    for disk in secondaryDisk { arguments += ["--disk", disk] }
+    // A copy of what its guest has written to a raw disk is raw as well.
+    for (disk, copy) in zip(settings.description.disks, secondaryDisk) {
+      let isRaw = disk.isRaw || copy.format != nil
+      arguments += ["--disk", copy.path + (copy.readOnly ? ",ro" : "") + (isRaw ? ",format=raw" : "")]
+    }
     if let secondaryControl { arguments += ["--control", secondaryControl] }
     switch settings.console {
     case .stdio: break

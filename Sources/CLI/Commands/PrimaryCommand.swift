@@ -75,7 +75,7 @@ struct PrimaryCommand: ParsableCommand {
     }
     var disks: [MirroredDisk] = []
     for (index, disk) in settings.description.disks.enumerated() {
-      let mirrored = MirroredDisk(try DiskFile(path: disk.path, readOnly: disk.readOnly))
+      let mirrored = MirroredDisk(try DiskFile(path: disk.path, readOnly: false, isRaw: disk.isRaw))
       settings.description.disks[index].opened = mirrored
       disks.append(mirrored)
     }

@@ -25,6 +25,7 @@ final class Session: Sendable {
   init(_ settings: MachineSettings, main: MainLoop, sink: SwitchedSink?, kvm: KVMSystem) throws {
     var description = settings.description
     description.console = sink
+    description.tell = tell
     self.settings = settings
     self.main = main
     self.sink = sink

@@ -60,7 +60,7 @@ struct RestoreCommand: ParsableCommand {
     commandName: "restore", abstract: "Go on with a machine from a snapshot.",
     discussion: """
       Give the same disks, network cards and CPUs, in the same order, as the machine had; RAM size comes from the file.
-      Disks must hold what they held when the snapshot was taken.
+      Disks must hold what they held when the snapshot was taken: those of another size, or in another order, are refused.
 
       EXAMPLES:
         minivmm restore vm.snapshot --disk root.img --net tap=tap0
@@ -77,8 +77,13 @@ struct RestoreCommand: ParsableCommand {
     let descriptor = try RunCommand.open(file, what: "snapshot")
     defer { lx_close(descriptor) }
     do {
-      let size = try SnapshotFile.memorySize(of: descriptor)
-      let session = try Session(MachineSettings(machine, ConfigurationFile(), memory: size))
+      let header = try SnapshotFile.header(of: descriptor)
+      let settings = try MachineSettings(machine, ConfigurationFile(), memory: header.memorySize)
+      let session = try Session(settings)
+      let disks = zip(settings.description.disks.map(\.path), session.assembled.identifyDisks())
+      for path in try SavedDisks.check(header.disks, disks.map { ($0, $1) }) {
+        tell("warning: disk \(path) has been written to since the snapshot was taken; its guest knows nothing of that")
+      }
       let state = try SnapshotFile.read(from: descriptor, into: session.assembled.memory)
       try session.assembled.machine.restore(state)
       throw try session.run()

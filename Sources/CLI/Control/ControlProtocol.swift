@@ -32,6 +32,8 @@ struct ControlReply: Codable, Equatable {
 
   struct DeviceStatus: Codable, Equatable {
     var name: String
+    /// `lost` of a card whose tap or peer has gone, and not come back.
+    var backend: String?
     /// Mistakes of the guest's driver since the start, by kind.
     var mistakes: [String: UInt64]
     var counters: [String: UInt64]

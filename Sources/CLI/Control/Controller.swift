@@ -62,7 +62,8 @@ final class Controller: Sendable {
         let start = lx_monotonic_ns()
         assembled.machine.pause()
         let state = try assembled.machine.save()
-        let size = try SnapshotFile.write(state: state, memory: assembled.memory, to: descriptor)
+        let size = try SnapshotFile.write(
+          state: state, disks: assembled.identifyDisks(), memory: assembled.memory, to: descriptor)
         return (size, lx_monotonic_ns() - start)
       }
       var answer = reply(pause: time)
@@ -84,15 +85,18 @@ final class Controller: Sendable {
         mistakes["\(kind)"] = transport.mistakes[kind]
       }
       var counters: [String: UInt64] = [:]
+      var isLost = false
       if transport.name.hasPrefix("net"), let index = Int(transport.name.dropFirst(3)) {
         let statistics = assembled.cards[index].statistics
         counters = [
           "receivedFrames": statistics.receivedFrames.value, "sentFrames": statistics.sentFrames.value,
           "droppedReceive": statistics.droppedReceive.value, "droppedTransmit": statistics.droppedTransmit.value,
-          "backendLost": statistics.backendLost.value,
+          "backendLost": statistics.backendLost.value, "backendRegained": statistics.backendRegained.value,
         ]
+        isLost = statistics.isBackendLost
       }
-      return ControlReply.DeviceStatus(name: transport.name, mistakes: mistakes, counters: counters)
+      return ControlReply.DeviceStatus(
+        name: transport.name, backend: isLost ? "lost" : nil, mistakes: mistakes, counters: counters)
     }
     return answer
   }

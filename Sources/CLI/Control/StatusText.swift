@@ -11,9 +11,10 @@ enum StatusText {
     if let pair = reply.pair { rows += pairRows(pair) }
     for device in reply.devices ?? [] {
       let facts = (device.counters.merging(device.mistakes.map { ("mistake \($0)", $1) }) { $1 }).filter { $1 > 0 }
-      guard !facts.isEmpty else { continue }
-      rows.append(
-        (device.name, facts.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", ")))
+      let texts =
+        (device.backend.map { ["backend \($0)"] } ?? [])
+        + facts.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }
+      if !texts.isEmpty { rows.append((device.name, texts.joined(separator: ", "))) }
     }
     let width = rows.map(\.0.count).max() ?? 0
     return rows.map { name, text in name + String(repeating: " ", count: width - name.count + 2) + text }

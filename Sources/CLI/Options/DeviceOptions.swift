@@ -1,27 +1,39 @@
 import ArgumentParser
 
-/// `PATH[,ro]`
+/// `PATH[,ro][,format=raw]`
 struct DiskOption: ExpressibleByArgument, Codable, Equatable, Sendable {
   var path: String
   var readOnly: Bool
+  /// `raw` takes the file for a raw image whatever it holds.
+  var format: String?
 
   init?(argument: String) {
-    path = argument
     readOnly = false
-    if argument.hasSuffix(",ro") {
-      path = String(argument.dropLast(3))
-      readOnly = true
+    var rest = argument[...]
+    // Other commas belong to the path.
+    while let comma = rest.lastIndex(of: ",") {
+      let word = rest[rest.index(after: comma)...]
+      if word == "ro" {
+        readOnly = true
+      } else if word.hasPrefix("format=") {
+        format = String(word.dropFirst(7))
+      } else {
+        break
+      }
+      rest = rest[..<comma]
     }
-    guard !path.isEmpty else { return nil }
+    path = String(rest)
+    guard !path.isEmpty, format == nil || format == "raw" else { return nil }
   }
 
   init(from decoder: any Decoder) throws {
     let container = try decoder.container(keyedBy: CodingKeys.self)
     path = try container.decode(String.self, forKey: .path)
     readOnly = try container.decodeIfPresent(Bool.self, forKey: .readOnly) ?? false
+    format = try container.decodeIfPresent(String.self, forKey: .format)
   }
 
-  private enum CodingKeys: String, CodingKey { case path, readOnly }
+  private enum CodingKeys: String, CodingKey { case path, readOnly, format }
 }
 
 /// `tap=NAME[,mac=…]` or `socket=PATH[,mac=…]`

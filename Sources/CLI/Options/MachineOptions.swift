@@ -7,8 +7,8 @@ public import MiniVMM
 struct MachineOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "A disk: a raw image or block device; ,ro makes it read-only. Repeat for more (vda, vdb, …).",
-      valueName: "path[,ro]"))
+      "A disk: a raw image or block device; ,ro makes it read-only, ,format=raw takes it as it is whatever it holds. Repeat for more (vda, vdb, …).",
+      valueName: "path[,ro][,format=raw]"))
   var disk: [DiskOption] = []
 
   @Option(

@@ -11,6 +11,10 @@ public final class BlockDevice: VirtioDevice {
   static let finishedTag = VirtioMMIO.deviceTag
   /// Data segments a request may have: the queue less header and status.
   static let segmentMax = UInt32(Virtqueue.maximumSize) - 2
+  /// Bytes of a segment: with as many of them as may be, a request stays below ``BlockRequest/Limit/transfer``.
+  static let sizeMax: UInt32 = 64 << 10
+  /// Bytes of a request that the device thread copies itself; a larger one would keep it for too long.
+  static let inlineLimit: UInt64 = 1 << 20
   /// Bytes that may be on their way through the workers: who drains them waits. More stays in the guest's queue.
   static let inFlightLimit = 16 << 20
 
@@ -41,6 +45,15 @@ public final class BlockDevice: VirtioDevice {
     workers.stop()
   }
 
+  /// What its disk is known by at this time. Reads from the disk; the guest stands still, or has not started.
+  public func identify() -> DiskIdentity {
+    var bytes = [UInt8](repeating: 0, count: Int(min(disk.capacity, DiskIdentity.beginningSize)))
+    let isRead = disk.copy(into: &bytes, from: 0) == 0
+    let beginning = unsafe bytes.withUnsafeBytes { unsafe lx_crc32c(0, $0.baseAddress, $0.count) }
+    return DiskIdentity(
+      capacity: disk.capacity, isReadOnly: disk.isReadOnly, serial: serial, beginning: isRead ? beginning : nil)
+  }
+
   public var deviceID: UInt32 { DeviceID.block }
   public var queueCount: Int { 1 }
   public var polls: Bool { true }
@@ -48,7 +61,7 @@ public final class BlockDevice: VirtioDevice {
   public var repeatsRequests: Bool { true }
 
   public var features: UInt64 {
-    let common = BlockFeature.segmentMax | BlockFeature.blockSize | BlockFeature.flush
+    let common = BlockFeature.sizeMax | BlockFeature.segmentMax | BlockFeature.blockSize | BlockFeature.flush
     return common | (disk.isReadOnly ? BlockFeature.readOnly : BlockFeature.discard | BlockFeature.writeZeroes)
   }
 
@@ -58,15 +71,16 @@ public final class BlockDevice: VirtioDevice {
     func put<T: FixedWidthInteger>(_ value: T, at offset: Int) {
       for index in 0..<T.bitWidth / 8 { fields[offset + index] = UInt8(truncatingIfNeeded: value >> (8 * index)) }
     }
-    let maximumSectors = UInt32(1) << 22  // 2 GiB a range
+    func sectors(_ bytes: UInt64) -> UInt32 { UInt32(bytes / BlockRequestHeader.sectorSize) }
     put(disk.capacity / BlockRequestHeader.sectorSize, at: 0)
+    put(Self.sizeMax, at: 8)
     put(Self.segmentMax, at: 12)
     put(UInt32(BlockRequestHeader.sectorSize), at: 20)  // blk_size
-    put(maximumSectors, at: 36)  // max_discard_sectors
-    put(UInt32(BlockRequest.maximumRanges), at: 40)  // max_discard_seg
+    put(sectors(BlockRequest.Limit.discardRange), at: 36)  // max_discard_sectors
+    put(UInt32(BlockRequest.Limit.discardRanges), at: 40)  // max_discard_seg
     put(UInt32(8), at: 44)  // discard_sector_alignment: 4 KiB
-    put(maximumSectors, at: 48)  // max_write_zeroes_sectors
-    put(UInt32(BlockRequest.maximumRanges), at: 52)  // max_write_zeroes_seg
+    put(sectors(BlockRequest.Limit.zeroesRange), at: 48)  // max_write_zeroes_sectors
+    put(UInt32(BlockRequest.Limit.zeroesRanges), at: 52)  // max_write_zeroes_seg
     put(UInt8(1), at: 56)  // write_zeroes_may_unmap
     return fields
   }
@@ -80,6 +94,7 @@ public final class BlockDevice: VirtioDevice {
     var chain = slots.spareChain
     defer { slots.spareChain = chain }
     queues.disableNotifications(queue)
+    let visit = Visit()
     for count in 1...Int(Virtqueue.maximumSize) {
       // An end of those under way comes back here.
       guard !queues.isHeldBack else { break }
@@ -91,6 +106,7 @@ public final class BlockDevice: VirtioDevice {
       handle(&chain, queue, &queues)
       // A driver that polls sees progress early; one that sleeps is woken once a batch.
       if count % 16 == 0 { queues.flush(queue) }
+      if visit.isOver { break }
     }
     queues.flush(queue)
     return !queues.isHeldBack
@@ -99,16 +115,17 @@ public final class BlockDevice: VirtioDevice {
   private func handle(_ chain: inout DescriptorChain, _ queue: Int, _ queues: inout QueueSet) {
     let memory = queues.memory
     guard
-      let request = BlockRequest(chain, memory: memory, capacity: disk.capacity, readOnly: disk.isReadOnly)
+      let request = BlockRequest(
+        chain, memory: memory, capacity: disk.capacity, readOnly: disk.isReadOnly, features: queues.features)
     else {
       queues.mistakes.add(.request)
       return queues.push(queue, head: chain.head, written: 0)
     }
-    let outcome: DiskOutcome
+    var outcome = DiskOutcome.wouldBlock
     switch request.operation {
-    case .read(let position, let count):
+    case .read(let position, let count) where count <= Self.inlineLimit:
       outcome = disk.read(memory, chain.writable, count: count, position: position, nowait: true)
-    case .write(let position, let count):
+    case .write(let position, let count) where count <= Self.inlineLimit && !request.writesThrough:
       outcome = disk.write(
         memory, chain.readable, offset: UInt64(BlockRequestHeader.size), count: count, position: position,
         nowait: true)
@@ -122,13 +139,14 @@ public final class BlockDevice: VirtioDevice {
     case .refuse(let status):
       queues.mistakes.add(.request)
       return complete(chain, request, status: status, written: 0, queue, &queues)
-    case .flush, .discard, .writeZeroes: outcome = .wouldBlock
+    case .read, .write, .flush, .discard, .writeZeroes: break
     }
-    if outcome == .wouldBlock {
+    // An error of an attempt without waiting is none of the request's: a file system may refuse the attempt as such.
+    if outcome == .done {
+      complete(chain, request, outcome, queue, &queues)
+    } else {
       workers.submit(slots.fill(&chain, request, memory))
       queues.isHeldBack = slots.bytes > Self.inFlightLimit
-    } else {
-      complete(chain, request, outcome, queue, &queues)
     }
   }
 

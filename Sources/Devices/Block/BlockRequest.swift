@@ -21,24 +21,45 @@ struct BlockRequest: Sendable {
     let unmap: Bool
   }
 
-  /// Ranges of one DISCARD or WRITE_ZEROES request at the most, as announced in the configuration space.
-  static let maximumRanges = 16
+  /// What one request may ask for at the most, as announced in the configuration space: who pauses or resets the machine waits
+  /// for its end, whatever the medium takes.
+  enum Limit {
+    /// `seg_max` segments of `size_max` bytes stay below it.
+    static let transfer: UInt64 = 16 << 20
+    static let discardRanges: UInt64 = 16
+    static let discardRange: UInt64 = 128 << 20
+    /// Where the file system can't zero a range, all of it is written.
+    static let zeroesRanges: UInt64 = 1
+    static let zeroesRange: UInt64 = 16 << 20
+  }
 
   let operation: Operation
+  /// Done only when it is on stable storage: its driver knows no FLUSH (§5.2.6.2).
+  let writesThrough: Bool
   /// Offset of the status byte in the writable part.
   let statusOffset: UInt64
 
-  /// Bytes that it reads or writes.
+  /// Bytes that it reads, writes, discards or zeroes.
   var size: Int {
     switch operation {
     case .read(_, let count), .write(_, let count): Int(count)
-    default: 0
+    case .discard(let ranges), .writeZeroes(let ranges): ranges.reduce(0) { $0 + Int($1.count) }
+    case .flush, .identify, .refuse: 0
+    }
+  }
+
+  var changesDisk: Bool {
+    switch operation {
+    case .write, .discard, .writeZeroes: true
+    case .read, .flush, .identify, .refuse: false
     }
   }
 
   /// Reads and checks the request in `chain`; nil when there is no room for a status, so that none can be given.
-  init?(_ chain: DescriptorChain, memory: GuestMemory, capacity: UInt64, readOnly: Bool) {
+  /// - Parameter features: what its driver has agreed to.
+  init?(_ chain: DescriptorChain, memory: GuestMemory, capacity: UInt64, readOnly: Bool, features: UInt64) {
     guard chain.writable.count >= 1 else { return nil }
+    writesThrough = features & BlockFeature.flush == 0
     statusOffset = chain.writable.count - 1
     guard let header = memory.gather(BlockRequestHeader.self, chain.readable) else {
       operation = .refuse(BlockStatus.ioError)
@@ -56,41 +77,53 @@ struct BlockRequest: Sendable {
     case BlockRequestType.flush: operation = .flush
     case BlockRequestType.getID: operation = .identify
     case BlockRequestType.discard, BlockRequestType.writeZeroes:
-      let zeroes = header.type == BlockRequestType.writeZeroes
-      guard !readOnly, let ranges = Self.ranges(chain, memory, payload, capacity, zeroes: zeroes) else {
-        operation = .refuse(BlockStatus.ioError)
-        return
-      }
-      operation = zeroes ? .writeZeroes(ranges) : .discard(ranges)
+      operation =
+        readOnly
+        ? .refuse(BlockStatus.ioError)
+        : Self.ranges(
+          chain, memory, payload, capacity, zeroes: header.type == BlockRequestType.writeZeroes)
     default: operation = .refuse(BlockStatus.unsupported)
     }
   }
 
-  /// Byte position of a transfer of `count` bytes at `sector`; nil when it does not fit the disk.
-  private static func range(_ sector: UInt64, _ count: UInt64, _ capacity: UInt64) -> UInt64? {
+  /// Byte position of `count` bytes at `sector`; nil when they do not fit the disk, or are more than `limit`.
+  private static func range(
+    _ sector: UInt64, _ count: UInt64, _ capacity: UInt64, limit: UInt64 = Limit.transfer
+  ) -> UInt64? {
     let (position, overflow) = sector.multipliedReportingOverflow(by: BlockRequestHeader.sectorSize)
-    guard !overflow, count % BlockRequestHeader.sectorSize == 0, position <= capacity, count <= capacity - position
+    guard !overflow, count <= limit, count % BlockRequestHeader.sectorSize == 0, position <= capacity,
+      count <= capacity - position
     else { return nil }
     return position
   }
 
   private static func ranges(
     _ chain: DescriptorChain, _ memory: GuestMemory, _ payload: UInt64, _ capacity: UInt64, zeroes: Bool
-  ) -> [Range]? {
+  ) -> Operation {
     let size = UInt64(BlockRangeSegment.size)
-    guard payload != 0, payload % size == 0, payload / size <= UInt64(maximumRanges) else { return nil }
+    guard payload != 0, payload % size == 0,
+      payload / size <= (zeroes ? Limit.zeroesRanges : Limit.discardRanges)
+    else { return .refuse(BlockStatus.ioError) }
     var ranges: [Range] = []
+    var fits = true
     for index in 0..<payload / size {
       guard
         let segment = memory.gather(
-          BlockRangeSegment.self, chain.readable, offset: UInt64(BlockRequestHeader.size) + index * size),
-        // §5.2.6.2: unmap only with WRITE_ZEROES, every other flag reserved.
-        segment.flags & ~(zeroes ? BlockRangeSegment.unmap : 0) == 0
-      else { return nil }
+          BlockRangeSegment.self, chain.readable, offset: UInt64(BlockRequestHeader.size) + index * size)
+      else { return .refuse(BlockStatus.ioError) }
+      // §5.2.6.2: unmap only with WRITE_ZEROES, every other flag reserved; whatever else is wrong.
+      guard segment.flags & ~(zeroes ? BlockRangeSegment.unmap : 0) == 0 else {
+        return .refuse(BlockStatus.unsupported)
+      }
       let count = UInt64(segment.sectorCount) * BlockRequestHeader.sectorSize
-      guard let position = range(segment.sector, count, capacity) else { return nil }
+      let limit = zeroes ? Limit.zeroesRange : Limit.discardRange
+      guard let position = range(segment.sector, count, capacity, limit: limit) else {
+        fits = false
+        continue
+      }
       if count != 0 { ranges.append(Range(position: position, count: count, unmap: segment.flags != 0)) }
     }
-    return ranges
+    guard fits else { return .refuse(BlockStatus.ioError) }
+    return zeroes ? .writeZeroes(ranges) : .discard(ranges)
   }
 }

@@ -1,9 +1,10 @@
+internal import Glibc
 public import GuestMemory
 
 /// What came of a disk request's I/O.
 public enum DiskOutcome: Sendable, Equatable {
   case done
-  /// Can't be finished without waiting; only with `nowait`.
+  /// Can't be finished without waiting, or not that way; only with `nowait`.
   case wouldBlock
   /// An errno.
   case failed(Int32)
@@ -17,8 +18,8 @@ public protocol Disk: AnyObject, Sendable {
   var capacity: UInt64 { get }
 
   /// Reads into guest buffers and marks their pages.
-  /// - Parameter nowait: give up with ``DiskOutcome/wouldBlock`` rather than wait for the medium; the device then asks again
-  ///   on a worker.
+  /// - Parameter nowait: give up with ``DiskOutcome/wouldBlock`` rather than wait for the medium. Unless it is done, the device
+  ///   asks again on a worker, without `nowait`: only what comes of that is the request's.
   func read(
     _ memory: GuestMemory, _ buffers: GuestBuffers, count: UInt64, position: UInt64, nowait: Bool
   ) -> DiskOutcome
@@ -32,19 +33,20 @@ public protocol Disk: AnyObject, Sendable {
   func discard(position: UInt64, count: UInt64) -> DiskOutcome
   /// The range reads as zeros from now on; with `unmap` it may be deallocated.
   func writeZeroes(position: UInt64, count: UInt64, unmap: Bool) -> DiskOutcome
+  /// Reads `bytes.count` bytes at `position`. 0 or an errno.
+  func copy(into bytes: inout [UInt8], from position: UInt64) -> CInt
   /// Between true and false somebody waits for the end of what is under way: a disk that has requests wait for others than
   /// the medium does not then. Any thread.
   func hurry(_ hurries: Bool)
 }
 
 extension Disk {
+  public func copy(into bytes: inout [UInt8], from position: UInt64) -> CInt { EOPNOTSUPP }
   public func hurry(_ hurries: Bool) {}
 }
 
-/// A disk whose bytes can be reached without a guest's buffers, for those who replicate it.
+/// A disk that can be written without a guest's buffers, for those who replicate it.
 public protocol ByteDisk: Disk {
-  /// Reads `bytes.count` bytes at `position`. 0 or an errno.
-  func copy(into bytes: inout [UInt8], from position: UInt64) -> CInt
   /// Writes bytes at `position`. 0 or an errno.
   func put(_ bytes: [UInt8], at position: UInt64) -> CInt
   /// The first range at or behind `position` that is not a hole; nil when there is none.

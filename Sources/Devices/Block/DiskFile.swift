@@ -1,6 +1,7 @@
 internal import CLinux
 internal import Glibc
 public import GuestMemory
+internal import Synchronization
 
 /// Why a disk could not be opened. The message says what to do about it.
 public enum DiskError: Error, Equatable, Sendable {
@@ -8,6 +9,8 @@ public enum DiskError: Error, Equatable, Sendable {
   /// Neither a regular file nor a block device.
   case notADisk(path: String)
   case empty(path: String)
+  /// An image of a format that is not raw, by what it holds.
+  case format(path: String, ImageFormat)
   /// Another process holds a lock that excludes ours.
   case busy(path: String)
   case system(path: String, operation: String, errno: Int32)
@@ -22,6 +25,9 @@ extension DiskError: CustomStringConvertible {
           ? "create it (truncate -s 1G \(path)) or correct the path" : "check its permissions, or add ,ro")
     case .notADisk(let path): "disk \(path) is neither a file nor a block device; give a raw image"
     case .empty(let path): "disk \(path) is smaller than one sector (512 bytes); give a raw image with a size"
+    case .format(let path, let format):
+      "disk \(path) is a \(format.name) file, not a raw image; run: \(format.command(path)), or insist with "
+        + "\(path),format=raw if its guest has written that to a raw disk"
     case .busy(let path): "disk \(path) is in use by another process; stop it, or open both with ,ro"
     case .system(let path, let operation, let error):
       "\(operation) on disk \(path): \(unsafe String(cString: lx_strerror(error))); try another file system"
@@ -35,9 +41,13 @@ public final class DiskFile: ByteDisk {
   /// Capacity in bytes, a multiple of 512, fixed when opened.
   public let capacity: UInt64
   private let descriptor: CInt
+  /// The file system knows no attempts without waiting (EOPNOTSUPP), as ext4 for buffered writes.
+  private let refusesReads = Atomic(false)
+  private let refusesWrites = Atomic(false)
 
   /// Opens and locks the image: writers exclude everybody, readers exclude writers.
-  public init(path: String, readOnly: Bool) throws(DiskError) {
+  /// - Parameter isRaw: take it for a raw image whatever it holds; otherwise an image of another format is refused.
+  public init(path: String, readOnly: Bool, isRaw: Bool = false) throws(DiskError) {
     let fd = unsafe lx_open(path, readOnly ? O_RDONLY : O_RDWR, 0)
     guard fd >= 0 else { throw .open(path: path, errno: -fd) }
     let size = lx_file_size(fd)
@@ -50,9 +60,32 @@ public final class DiskFile: ByteDisk {
       if lock == -EAGAIN || lock == -EACCES { throw .busy(path: path) }
       throw .system(path: path, operation: "lock", errno: -lock)
     }
+    if !isRaw {
+      do throws(DiskError) { try Self.refuseOtherFormats(fd, size: size, path: path) } catch {
+        lx_close(fd)
+        throw error
+      }
+    }
     descriptor = fd
     isReadOnly = readOnly
     capacity = UInt64(size) & ~511
+  }
+
+  private static func refuseOtherFormats(_ descriptor: CInt, size: Int64, path: String) throws(DiskError) {
+    var bytes = [UInt8](repeating: 0, count: 2 * ImageFormat.probeSize)
+    let half = ImageFormat.probeSize
+    for (place, position) in [(0, 0), (half, size - Int64(half))] {
+      let got = unsafe bytes.withUnsafeMutableBytes { buffer in
+        let part = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[place..<place + half])
+        return unsafe lx_pread(descriptor, part.baseAddress, part.count, position)
+      }
+      guard got == half else {
+        throw .system(path: path, operation: "read", errno: got < 0 ? Int32(truncatingIfNeeded: -got) : EIO)
+      }
+    }
+    if let format = ImageFormat(first: bytes[..<half], last: bytes[half...]) {
+      throw .format(path: path, format)
+    }
   }
 
   deinit { lx_close(descriptor) }
@@ -63,24 +96,32 @@ public final class DiskFile: ByteDisk {
   public func read(
     _ memory: GuestMemory, _ buffers: GuestBuffers, count: UInt64, position: UInt64, nowait: Bool
   ) -> DiskOutcome {
+    if nowait, refusesReads.load(ordering: .relaxed) { return .wouldBlock }
     defer { memory.markDirty(buffers, count: count) }
-    return unsafe transfer(memory, buffers, offset: 0, count: count, position: position) { vectors, at in
+    let outcome = unsafe transfer(memory, buffers, offset: 0, count: count, position: position, nowait: nowait) {
+      vectors, at in
       unsafe lx_preadv(descriptor, vectors.baseAddress, CInt(vectors.count), at, nowait ? LX_NOWAIT : 0)
     }
+    if nowait, outcome == .failed(EOPNOTSUPP) { refusesReads.store(true, ordering: .relaxed) }
+    return outcome
   }
 
   /// Writes `count` bytes from `buffers`, from `offset` in them on, at `position`.
   public func write(
     _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64, nowait: Bool
   ) -> DiskOutcome {
-    unsafe transfer(memory, buffers, offset: offset, count: count, position: position) { vectors, at in
+    if nowait, refusesWrites.load(ordering: .relaxed) { return .wouldBlock }
+    let outcome = unsafe transfer(memory, buffers, offset: offset, count: count, position: position, nowait: nowait) {
+      vectors, at in
       unsafe lx_pwritev(descriptor, vectors.baseAddress, CInt(vectors.count), at, nowait ? LX_NOWAIT : 0)
     }
+    if nowait, outcome == .failed(EOPNOTSUPP) { refusesWrites.store(true, ordering: .relaxed) }
+    return outcome
   }
 
   /// Goes on after short transfers; a transfer of nothing is the end of a file that was cut short behind our back.
   private func transfer(
-    _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64,
+    _ memory: GuestMemory, _ buffers: GuestBuffers, offset: UInt64, count: UInt64, position: UInt64, nowait: Bool,
     _ call: (UnsafeMutableBufferPointer<iovec>, Int64) -> Int
   ) -> DiskOutcome {
     var done: UInt64 = 0
@@ -92,7 +133,7 @@ public final class DiskFile: ByteDisk {
         done += UInt64(result)
       } else if result == 0 {
         return .failed(EIO)
-      } else if result == -Int(EAGAIN) || result == -Int(EOPNOTSUPP) {
+      } else if nowait, result == -Int(EAGAIN) {
         return .wouldBlock
       } else if result != -Int(EINTR) {
         return .failed(Int32(truncatingIfNeeded: -result))

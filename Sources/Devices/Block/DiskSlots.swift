@@ -63,7 +63,8 @@ final class DiskSlots: Sendable {
   func perform(_ index: Int) {
     let slot = table.withLock { $0.slots[index] }
     guard let request = slot.request, let memory = slot.memory else { return }
-    let outcome = perform(request, slot.chain, memory)
+    var outcome = perform(request, slot.chain, memory)
+    if request.writesThrough, request.changesDisk, outcome == .done { outcome = disk.flush() }
     table.withLock { $0.slots[index].outcome = outcome }
   }
 

@@ -21,12 +21,18 @@ public protocol FrameBackend: AnyObject, Sendable {
   func flush() -> Bool
   /// Receives a header and a frame into `buffer`: bytes, 0 when none waits, or -errno when the back end has gone.
   func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int
+  /// Whether ``reopen()`` may bring it back after it has gone.
+  var canReopen: Bool { get }
+  /// Of a back end that has gone: tries to get it back, without waiting. True when it is back; ``descriptor`` is another then.
+  func reopen() -> Bool
   /// No more is received for the moment, whether or not more waits.
   func receivingEnded()
 }
 
 extension FrameBackend {
   public var room: CInt? { nil }
+  public var canReopen: Bool { false }
+  public func reopen() -> Bool { false }
   public func receivingEnded() {}
 }
 

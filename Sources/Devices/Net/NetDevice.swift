@@ -12,8 +12,10 @@ public final class NetStatistics: Sendable {
   public let droppedTransmit = AtomicCounter()
   /// Frames for the guest that no buffer of its could hold.
   public let droppedReceive = AtomicCounter()
-  /// 1 once the tap or peer has gone; the card then drops what the guest sends.
+  /// Times that the tap or peer has gone, and that it has come back. In between the card drops what the guest sends.
   public let backendLost = AtomicCounter()
+  public let backendRegained = AtomicCounter()
+  public var isBackendLost: Bool { backendLost.value > backendRegained.value }
 }
 
 /// virtio-net (virtio 1.2 §5.1): one receive and one transmit queue between a guest and a ``FrameBackend``.
@@ -23,6 +25,10 @@ public final class NetStatistics: Sendable {
 public final class NetDevice: VirtioDevice {
   static let backendTag = VirtioMMIO.deviceTag
   static let roomTag = VirtioMMIO.deviceTag + 1
+  static let reopenTag = VirtioMMIO.deviceTag + 2
+  /// Nanoseconds from the loss of a back end, or an attempt to get it back, to the next attempt: twice as many each time.
+  static let shortestDelay: UInt64 = 100_000_000
+  static let longestDelay: UInt64 = 5_000_000_000
   static let receiveQueue = 0
   static let transmitQueue = 1
   /// Frames of one visit, in each direction, before others get the thread.
@@ -34,14 +40,21 @@ public final class NetDevice: VirtioDevice {
   private let backend: any FrameBackend
   private let mac: [UInt8]
   private let state: Mutex<State>
+  /// A timer: the next attempt to get the back end back.
+  private let retry: CInt?
+  private let onBackend: @Sendable (_ isThere: Bool) -> Void
 
   private struct State {
     var features: UInt64 = 0
     var source: EventLoop.Source?
     var loop: EventLoop?
+    weak var handler: (any EventHandler)?
     var interest: UInt32 = EPOLLIN.rawValue
-    /// The tap or peer has gone for good: frames of the guest are dropped.
+    /// The tap or peer has gone: frames of the guest are dropped.
     var lost = false
+    var delay = NetDevice.shortestDelay
+    /// When it came back last, in monotonic nanoseconds.
+    var regained: UInt64 = 0
     /// A received packet (header and frame) that waits for guest buffers.
     var packet = [UInt8](repeating: 0, count: NetDevice.maximumPacket)
     var packetCount = 0
@@ -53,12 +66,20 @@ public final class NetDevice: VirtioDevice {
     var header = [UInt8](repeating: 0, count: NetHeader.size)
   }
 
-  /// - Parameter mac: six bytes.
-  public init(backend: any FrameBackend, mac: [UInt8]) {
+  /// - Parameters:
+  ///   - mac: six bytes.
+  ///   - onBackend: told when the tap or peer has gone (false) and has come back (true). Device thread.
+  public init(
+    backend: any FrameBackend, mac: [UInt8], onBackend: @escaping @Sendable (_ isThere: Bool) -> Void = { _ in }
+  ) {
     self.backend = backend
     self.mac = mac
+    self.onBackend = onBackend
+    retry = backend.canReopen ? lx_timerfd() : nil
     state = Mutex(State())
   }
+
+  deinit { if let retry { lx_close(retry) } }
 
   public var deviceID: UInt32 { DeviceID.network }
   public var queueCount: Int { 2 }
@@ -72,8 +93,13 @@ public final class NetDevice: VirtioDevice {
     if let room = backend.room {
       _ = try loop.register(room, events: EPOLLIN.rawValue, handler: handler, tag: Self.roomTag)
     }
+    if let retry {
+      guard retry >= 0 else { throw HostError(operation: "timerfd_create", errno: -retry) }
+      _ = try loop.register(retry, events: EPOLLIN.rawValue, handler: handler, tag: Self.reopenTag)
+    }
     state.withLock { state in
       state.loop = loop
+      state.handler = handler
       state.source = source
       state.interest = 0
     }
@@ -116,6 +142,36 @@ public final class NetDevice: VirtioDevice {
     state.source = nil
     state.interest = 0
     statistics.backendLost.add(1)
+    onBackend(false)
+    // One that stayed for a while is soon back; a peer that hangs up again and again is not called all the time.
+    if lx_monotonic_ns() &- state.regained > 2 * Self.longestDelay { state.delay = Self.shortestDelay }
+    reopenLater(&state)
+  }
+
+  private func reopenLater(_ state: inout State) {
+    guard let retry else { return }
+    lx_timerfd_arm(retry, state.delay)
+    state.delay = min(2 * state.delay, Self.longestDelay)
+  }
+
+  /// The time has come to try; true when the back end is there again.
+  private func reopen(_ state: inout State, isRunning: Bool) -> Bool {
+    if let retry { _ = lx_eventfd_take(retry) }
+    guard state.lost, let loop = state.loop, let handler = state.handler else { return false }
+    let events = isRunning ? EPOLLIN.rawValue : 0
+    guard backend.reopen(),
+      let source = try? loop.register(backend.descriptor, events: events, handler: handler, tag: Self.backendTag)
+    else {
+      reopenLater(&state)
+      return false
+    }
+    state.source = source
+    state.interest = events
+    state.lost = false
+    state.regained = lx_monotonic_ns()
+    statistics.backendRegained.add(1)
+    onBackend(true)
+    return true
   }
 
   public func process(queue: Int, _ queues: inout QueueSet) -> Bool {
@@ -132,6 +188,9 @@ public final class NetDevice: VirtioDevice {
       if tag == Self.roomTag {
         if let room = backend.room { _ = lx_eventfd_take(room) }
         return transmitAgain(&state, &queues) ? Self.transmitQueue : nil
+      }
+      if tag == Self.reopenTag {
+        return reopen(&state, isRunning: queues.running) ? Self.transmitQueue : nil
       }
       if events & (EPOLLERR.rawValue | EPOLLHUP.rawValue) != 0 {
         // The tap was deleted or the peer has closed; what it sent before is still there.
@@ -162,7 +221,10 @@ public final class NetDevice: VirtioDevice {
       backend.receivingEnded()
       queues.flush(queue)
     }
-    for _ in 0..<Self.visitLimit {
+    let visit = Visit()
+    for count in 0..<Self.visitLimit {
+      // Frames of 64 KiB take their time; of small ones so many do not.
+      if count % 8 == 7, visit.isOver { break }
       guard queues.hasPending(queue) || queues.enableNotifications(queue) else {
         // No buffer: leave frames with the host until the guest notifies.
         setInterest(state.interest & ~EPOLLIN.rawValue, &state)
@@ -253,7 +315,9 @@ public final class NetDevice: VirtioDevice {
     // The rest of a frame that was taken in part must not wait for the next one.
     defer { if !state.lost, !backend.flush() { setInterest(state.interest | EPOLLOUT.rawValue, &state) } }
     queues.disableNotifications(queue)
+    let visit = Visit()
     for count in 1...Self.visitLimit {
+      if count % 8 == 0, visit.isOver { break }
       guard queues.pop(queue, into: &state.chain) else {
         queues.flush(queue)
         guard queues.enableNotifications(queue) else { return false }

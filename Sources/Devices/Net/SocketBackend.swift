@@ -5,15 +5,18 @@ internal import Synchronization
 internal import VirtioLayout
 
 /// A unix stream socket that carries frames, each behind its length as 4 bytes big-endian: what QEMU's
-/// `-netdev stream`, passt and gvproxy speak. No offloads. A peer that breaks the framing is cut off.
+/// `-netdev stream`, passt and gvproxy speak. No offloads. A peer that breaks the framing is cut off; one that has gone is called
+/// again, at the same path.
 public final class SocketBackend: FrameBackend {
   /// Longest frame accepted from the peer, without its virtio header.
   static let maximumFrame = 65_550
 
-  public let descriptor: CInt
+  private let path: String
   private let state: Mutex<State>
 
   private struct State {
+    /// -1 between a connection and the next.
+    var descriptor: CInt
     /// Received and not yet handed on: at most one length and one frame beyond what is complete.
     var input: [UInt8]
     var start = 0
@@ -24,6 +27,17 @@ public final class SocketBackend: FrameBackend {
   }
 
   public init(path: String) throws(NetBackendError) {
+    self.path = path
+    let input = [UInt8](repeating: 0, count: 2 * (Self.maximumFrame + 4))
+    state = Mutex(State(descriptor: try Self.connect(path), input: input))
+  }
+
+  deinit {
+    let descriptor = descriptor
+    if descriptor >= 0 { lx_close(descriptor) }
+  }
+
+  private static func connect(_ path: String) throws(NetBackendError) -> CInt {
     let fd = lx_unix_socket(CInt(SOCK_STREAM.rawValue))
     guard fd >= 0 else { throw .socket(path: path, operation: "socket", errno: -fd) }
     let result = unsafe lx_unix_connect(fd, path)
@@ -31,11 +45,22 @@ public final class SocketBackend: FrameBackend {
       lx_close(fd)
       throw .socket(path: path, operation: "connect", errno: -result)
     }
-    descriptor = fd
-    state = Mutex(State(input: [UInt8](repeating: 0, count: 2 * (Self.maximumFrame + 4))))
+    return fd
   }
 
-  deinit { lx_close(descriptor) }
+  public var descriptor: CInt { state.withLock { $0.descriptor } }
+  public var canReopen: Bool { true }
+
+  public func reopen() -> Bool {
+    state.withLock { state in
+      // A peer that takes one at a time sees the end of the last first.
+      if state.descriptor >= 0 { lx_close(state.descriptor) }
+      state.descriptor = (try? Self.connect(path)) ?? -1
+      (state.start, state.end, state.output) = (0, 0, [])
+      state.gone = state.descriptor < 0
+      return !state.gone
+    }
+  }
 
   public var offloads: UInt64 { 0 }
   public func setGuestOffloads(_ features: UInt64) {}
@@ -51,7 +76,7 @@ public final class SocketBackend: FrameBackend {
       let sent = unsafe withUnsafeMutableBytes(of: &length) { length in
         let prefix = unsafe iovec(iov_base: length.baseAddress, iov_len: 4)
         return unsafe memory.withVectors(frame, offset: offset, count: count, prefix: prefix) { vectors in
-          unsafe lx_sendv(descriptor, vectors.baseAddress, CInt(vectors.count))
+          unsafe lx_sendv(state.descriptor, vectors.baseAddress, CInt(vectors.count))
         }
       }
       if sent == total { return .sent }
@@ -76,7 +101,7 @@ public final class SocketBackend: FrameBackend {
 
   private func flush(_ state: inout State) -> Bool {
     guard !state.output.isEmpty else { return true }
-    let sent = unsafe state.output.withUnsafeBytes { unsafe lx_send(descriptor, $0.baseAddress, $0.count) }
+    let sent = unsafe state.output.withUnsafeBytes { unsafe lx_send(state.descriptor, $0.baseAddress, $0.count) }
     if sent > 0 {
       state.output.removeFirst(sent)
     } else if sent != -Int(EAGAIN), sent != -Int(EINTR) {
@@ -99,7 +124,7 @@ public final class SocketBackend: FrameBackend {
           state.end -= state.start
           state.start = 0
         }
-        let end = state.end
+        let (descriptor, end) = (state.descriptor, state.end)
         let got = unsafe state.input.withUnsafeMutableBytes { bytes in
           let free = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[end...])
           return unsafe lx_recv(descriptor, free.baseAddress, free.count)

@@ -4,12 +4,14 @@ internal import Synchronization
 
 /// An 8250/16450 UART with a receive FIFO: the console (National Semiconductor PC16550D data sheet).
 ///
-/// What the guest sends goes into a bounded ring that the device thread empties into ``ConsoleSink``. While the ring is
-/// full the transmitter reads as busy, as a slow line would; a guest that sends all the same loses bytes, counted.
+/// What the guest sends goes into a bounded ring that the device thread empties into ``ConsoleSink``. While the ring has no
+/// room for a whole FIFO the transmitter reads as busy, as a slow line would; a guest that sends all the same loses bytes, counted.
 public final class Serial8250: BusDevice, MachineDevice, EventHandler {
   public static let portCount: UInt64 = 8
   static let inputLimit = 1024
   static let outputLimit = 64 << 10
+  /// Bytes that a driver sends whenever the transmitter is empty: a 16550's FIFO.
+  static let fifoSize = 16
 
   public let name: String
   /// Bytes the guest sent into a full ring.
@@ -35,6 +37,9 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
     var sink: (any ConsoleSink)?
     var loop: EventLoop?
     var sinkSource: EventLoop.Source?
+
+    /// THRE: the driver may send a FIFO's worth.
+    var isTransmitterEmpty: Bool { output.count + Serial8250.fifoSize <= Serial8250.outputLimit }
   }
 
   private enum InterruptEnable {
@@ -143,7 +148,7 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
           swap(&bytes, &state.output)
         }
       }
-      if state.output.count < Self.outputLimit, state.interruptEnable & InterruptEnable.transmitterEmpty != 0,
+      if state.isTransmitterEmpty, state.interruptEnable & InterruptEnable.transmitterEmpty != 0,
         !state.transmitInterrupt
       {
         state.transmitInterrupt = true
@@ -183,7 +188,7 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
     case 4: return state.modemControl
     case 5:
       return (state.input.isEmpty ? 0 : LineStatus.dataReady)
-        | (state.output.count < Self.outputLimit ? LineStatus.transmitterEmpty : 0)
+        | (state.isTransmitterEmpty ? LineStatus.transmitterEmpty : 0)
     case 6:
       // Loopback wires the modem outputs to the inputs; otherwise carrier, data set ready and clear to send.
       guard state.modemControl & 0x10 != 0 else { return 0xb0 }
@@ -223,12 +228,9 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
       let enabled = value & 0x0f & ~state.interruptEnable
       state.interruptEnable = value & 0x0f
       // Enabling the transmitter-empty interrupt with an empty transmitter raises it.
-      if enabled & InterruptEnable.transmitterEmpty != 0 { state.transmitInterrupt = true }
-      if enabled & InterruptEnable.transmitterEmpty != 0
-        || (enabled & InterruptEnable.received != 0 && !state.input.isEmpty)
-      {
-        line.raise()
-      }
+      let isTransmitEnabled = enabled & InterruptEnable.transmitterEmpty != 0 && state.isTransmitterEmpty
+      if isTransmitEnabled { state.transmitInterrupt = true }
+      if isTransmitEnabled || (enabled & InterruptEnable.received != 0 && !state.input.isEmpty) { line.raise() }
     case 2:
       state.fifoEnabled = value & 1 != 0
       if value & 2 != 0 {
@@ -254,8 +256,10 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
       return false
     }
     state.output.append(value)
-    // The byte leaves at once as far as the guest can see.
-    if state.interruptEnable & InterruptEnable.transmitterEmpty != 0, !state.transmitInterrupt {
+    // The byte leaves at once as far as the guest can see, while there is room.
+    if !state.isTransmitterEmpty {
+      state.transmitInterrupt = false
+    } else if state.interruptEnable & InterruptEnable.transmitterEmpty != 0, !state.transmitInterrupt {
       state.transmitInterrupt = true
       line.raise()
     }

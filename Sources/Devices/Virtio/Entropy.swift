@@ -16,6 +16,7 @@ public final class Entropy: VirtioDevice {
 
   public func process(queue: Int, _ queues: inout QueueSet) -> Bool {
     var chain = DescriptorChain()
+    let visit = Visit()
     for _ in 0..<Int(Virtqueue.maximumSize) {
       guard queues.pop(queue, into: &chain) else {
         guard queues.enableNotifications(queue) else {
@@ -32,6 +33,7 @@ public final class Entropy: VirtioDevice {
       }
       if chain.readable.count != 0 { queues.mistakes.add(.request) }
       queues.push(queue, head: chain.head, written: UInt32(written))
+      if visit.isOver { break }
     }
     queues.flush(queue)
     return true

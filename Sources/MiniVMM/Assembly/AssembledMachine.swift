@@ -29,7 +29,9 @@ public final class AssembledMachine: Sendable {
       throw .tooManyDevices(limit: Self.interrupts.count)
     }
     let filters = try Self.seccomp { () throws(SeccompError) in
-      try SeccompFilters(mode: description.seccomp, exitCode: description.seccompExitCode)
+      try SeccompFilters(
+        mode: description.seccomp, exitCode: description.seccompExitCode,
+        reconnects: description.cards.contains { if case .socket = $0.host { true } else { false } })
     }
     let memory = try Self.memory { () throws(GuestMemoryError) in
       try GuestMemory(
@@ -42,7 +44,7 @@ public final class AssembledMachine: Sendable {
     for (index, disk) in description.disks.enumerated() {
       let file: any Disk = try Self.disk { () throws(DiskError) in
         if let opened = disk.opened { return opened }
-        return try DiskFile(path: disk.path, readOnly: disk.readOnly)
+        return try DiskFile(path: disk.path, readOnly: disk.readOnly, isRaw: disk.isRaw)
       }
       let device = try Self.host { () throws(HostError) in
         try BlockDevice(
@@ -53,7 +55,10 @@ public final class AssembledMachine: Sendable {
     }
     for (index, card) in description.cards.enumerated() {
       let mac = card.mac ?? MachineDescription.Card.defaultMAC(index)
-      let device = NetDevice(backend: try Self.backend(card.host), mac: mac)
+      let tell = description.tell
+      let device = NetDevice(backend: try Self.backend(card.host), mac: mac) { isThere in
+        tell(MachineDescription.Card.notice(index, card.host, isThere: isThere))
+      }
       cards.append(device)
       named.append(("net\(index)", device))
     }
@@ -116,6 +121,9 @@ public final class AssembledMachine: Sendable {
       "virtio_mmio.device=4K@0x\(String(Self.window(index), radix: 16)):\(Self.interrupts[index])"
     }.joined(separator: " ")
   }
+
+  /// What each disk is known by. The machine stands still, or has not started.
+  public func identifyDisks() -> [DiskIdentity] { disks.map { $0.identify() } }
 
   /// Ends the machine and its disks' threads.
   public func shutDown() {

@@ -6,12 +6,15 @@ public struct MachineDescription: Sendable {
   public struct Disk: Sendable {
     public var path: String
     public var readOnly: Bool
+    /// Taken for a raw image whatever it holds; otherwise an image of another format is refused.
+    public var isRaw: Bool
     /// Opened by the caller, such as one that replicates; path and mode are its own then.
     public var opened: (any Devices.Disk)?
 
-    public init(path: String, readOnly: Bool = false) {
+    public init(path: String, readOnly: Bool = false, isRaw: Bool = false) {
       self.path = path
       self.readOnly = readOnly
+      self.isRaw = isRaw
     }
   }
 
@@ -26,6 +29,21 @@ public struct MachineDescription: Sendable {
     /// The address of a card that was given none.
     public static func defaultMAC(_ index: Int) -> [UInt8] {
       [0x52, 0x54, 0x00, 0x4d, 0x56, UInt8(truncatingIfNeeded: index)]
+    }
+
+    /// What is said of it when it has gone, or come back.
+    static func notice(_ number: Int, _ host: Host, isThere: Bool) -> String {
+      switch host {
+      case .socket(let path):
+        return isThere
+          ? "net\(number): connected to \(path) again"
+          : "net\(number): the peer at \(path) has gone; connecting again until it is back"
+      case .tap(let name):
+        return
+          "net\(number): tap \(name) has gone, and the guest's network with it; make it again and start this machine again"
+      case .custom:
+        return "net\(number): its tap has gone, and the guest's network on this host with it"
+      }
     }
 
     public var host: Host
@@ -48,6 +66,8 @@ public struct MachineDescription: Sendable {
   public var memory: UInt64 = 128 << 20
   public var disks: [Disk] = []
   public var cards: [Card] = []
+  /// Told what people should hear of while the machine runs, such as a tap that has gone. Device thread.
+  public var tell: @Sendable (String) -> Void = { _ in }
   /// Where serial output goes; nil throws it away.
   public var console: (any ConsoleSink)?
   /// Whether, and by which mechanism, changed pages are tracked.

@@ -42,12 +42,15 @@ public struct SeccompFilters: Sendable {
   private var programs: [ThreadKind: [UInt8]] = [:]
 
   /// - Parameter exitCode: what ``SeccompMode/kill`` ends the process with.
-  public init(mode: SeccompMode, exitCode: Int32) throws(SeccompError) {
+  /// - Parameter reconnects: device threads may connect unix sockets, as that of a card whose peer has gone.
+  public init(mode: SeccompMode, exitCode: Int32, reconnects: Bool = false) throws(SeccompError) {
     guard mode != .off else { return }
     let result = lx_no_new_privileges()
     guard result == 0 else { throw .load(thread: "all", errno: -result) }
     if mode == .kill { lx_install_sigsys_handler(exitCode) }
-    for kind in ThreadKind.allCases { programs[kind] = try Self.build(kind, mode) }
+    for kind in ThreadKind.allCases {
+      programs[kind] = try Self.build(kind, mode, reconnects: reconnects && kind == .device)
+    }
   }
 
   /// Restricts the calling thread from here on. Without filters (mode off) nothing happens.
@@ -123,7 +126,9 @@ public struct SeccompFilters: Sendable {
   }
 
   /// Compiles a kind's list to BPF, by way of a memfd.
-  private static func build(_ kind: ThreadKind, _ mode: SeccompMode) throws(SeccompError) -> [UInt8] {
+  private static func build(
+    _ kind: ThreadKind, _ mode: SeccompMode, reconnects: Bool
+  ) throws(SeccompError) -> [UInt8] {
     func failed(_ result: CInt) -> SeccompError { .build(thread: kind.rawValue, errno: -result) }
     let denied = [SeccompMode.kill: mv_seccomp_trap, .log: mv_seccomp_log][mode] ?? mv_seccomp_eperm
     guard let filter = unsafe seccomp_init(denied) else { throw failed(-ENOMEM) }
@@ -144,6 +149,15 @@ public struct SeccompFilters: Sendable {
     for var rule in rules {
       let result = unsafe seccomp_rule_add_array(filter, mv_seccomp_allow, ioctlNumber, 1, &rule)
       guard result == 0 else { throw failed(result) }
+    }
+    if reconnects {
+      var family = scmp_arg_cmp(arg: 0, op: SCMP_CMP_EQ, datum_a: UInt64(AF_UNIX), datum_b: 0)
+      let socket = unsafe seccomp_syscall_resolve_name("socket")
+      let connect = unsafe seccomp_syscall_resolve_name("connect")
+      for result in unsafe [
+        seccomp_rule_add_array(filter, mv_seccomp_allow, socket, 1, &family),
+        seccomp_rule_add_array(filter, mv_seccomp_allow, connect, 0, nil),
+      ] { guard result == 0 else { throw failed(result) } }
     }
     if mode == .kill, !calls(kind).contains("openat") { try unsafe refuseReading(filter, failed) }
     let file = unsafe lx_memfd_plain("seccomp")

@@ -1,6 +1,8 @@
 internal import CLinux
+public import Devices
 internal import Glibc
 public import GuestMemory
+internal import VirtioLayout
 
 /// Why a snapshot could not be written or was refused.
 public enum SnapshotError: Error, Equatable, Sendable {
@@ -16,6 +18,9 @@ public enum SnapshotError: Error, Equatable, Sendable {
   /// Guest RAM of another size than the machine's.
   case memorySize(saved: UInt64, machine: UInt64)
   case stateTooLong(UInt64)
+  case tooManyDisks(UInt32)
+  /// Which disk is not the saved machine's, and the cure.
+  case disks(String)
   case badPageRun(first: UInt64, count: UInt64)
 }
 
@@ -35,20 +40,26 @@ extension SnapshotError: CustomStringConvertible {
     case .memorySize(let saved, let machine):
       "the snapshot holds \(saved >> 20) MiB of RAM, the machine has \(machine >> 20)"
     case .stateTooLong(let count): "the snapshot claims \(count) bytes of machine state; it is damaged"
+    case .tooManyDisks(let count): "the snapshot claims \(count) disks; it is damaged"
+    case .disks(let difference): difference
     case .badPageRun(let first, let count):
       "the snapshot names pages \(first)+\(count) outside guest RAM; it is damaged"
     }
   }
 }
 
-/// One file with a stopped machine in it: header, machine state, every RAM page that is not all zeros, CRC-32C.
+/// One file with a stopped machine in it: header, disks' identities, machine state, every RAM page that is not all zeros, CRC-32C.
 ///
-///     magic "MiniVMM\0"  version:4  reserved:4  RAM bytes:8  state bytes:8  state
+///     magic "MiniVMM\0"  version:4  disks:4  RAM bytes:8  state bytes:8
+///     { capacity:8  flags:4  CRC-32C of its beginning:4  serial:20  0:4 }…  state
 ///     { first page:8  pages:8  contents }…  ~0:8  0:8  CRC-32C of all before:4
 ///
-/// Numbers are little-endian. Pages are counted in the order of guest-physical addresses, the hole left out.
+/// Numbers are little-endian. A disk's flags are 1 (read-only) and 2 (its beginning is known). Pages are counted in the order of
+/// guest-physical addresses, the hole left out.
 public enum SnapshotFile {
-  public static let version: UInt32 = 1
+  public static let version: UInt32 = 2
+  static let diskLimit: UInt32 = 64
+  private static let diskSize = 40
   static let stateLimit: UInt64 = 16 << 20
   private static let magic: UInt64 = 0x004d_4d56_696e_694d  // "MiniVMM\0"
   private static let endMark = ~UInt64(0)
@@ -58,14 +69,17 @@ public enum SnapshotFile {
 
   /// Writes a snapshot at the start of `descriptor`. The machine must stand still; nothing of it changes.
   /// - Returns: the file's size in bytes. It is not yet durable: fsync is the caller's.
-  public static func write(state: [UInt8], memory: GuestMemory, to descriptor: CInt) throws(SnapshotError) -> UInt64 {
+  public static func write(
+    state: [UInt8], disks: [DiskIdentity] = [], memory: GuestMemory, to descriptor: CInt
+  ) throws(SnapshotError) -> UInt64 {
     var output = Output(descriptor: descriptor)
     var header: [UInt8] = []
     append(magic, to: &header)
     append(version, to: &header)
-    append(UInt32(0), to: &header)
+    append(UInt32(disks.count), to: &header)
     append(memory.size, to: &header)
     append(UInt64(state.count), to: &header)
+    for disk in disks { append(disk, to: &header) }
     try output.write(header + state)
     let mapping = unsafe memory.mapping
     var page = 0
@@ -95,10 +109,18 @@ public enum SnapshotFile {
     return output.count
   }
 
-  /// The RAM size a snapshot was taken with, in bytes: what the machine to restore into must have.
-  public static func memorySize(of descriptor: CInt) throws(SnapshotError) -> UInt64 {
+  /// What the machine to restore into must have.
+  public struct Header: Sendable {
+    /// Bytes of RAM.
+    public let memorySize: UInt64
+    public let disks: [DiskIdentity]
+    let stateSize: Int
+  }
+
+  /// What a snapshot says of its machine, not yet checked against the file's checksum.
+  public static func header(of descriptor: CInt) throws(SnapshotError) -> Header {
     var input = Input(descriptor: descriptor)
-    return try readHeader(&input).memorySize
+    return try readHeader(&input)
   }
 
   /// Reads a snapshot into fresh, zeroed RAM and returns the machine state. The machine must not run before this has
@@ -109,7 +131,7 @@ public enum SnapshotFile {
     guard header.memorySize == memory.size else {
       throw .memorySize(saved: header.memorySize, machine: memory.size)
     }
-    let state = try input.bytes(Int(header.stateSize))
+    let state = try input.bytes(header.stateSize)
     let pages = UInt64(memory.pageCount)
     let contents = unsafe memory.contents
     while true {
@@ -131,8 +153,7 @@ public enum SnapshotFile {
     return state
   }
 
-  private static func readHeader(_ input: inout Input) throws(SnapshotError) -> (memorySize: UInt64, stateSize: UInt64)
-  {
+  private static func readHeader(_ input: inout Input) throws(SnapshotError) -> Header {
     let header: [UInt8]
     do throws(SnapshotError) { header = try input.bytes(headerSize) } catch {
       throw error == .truncated ? .notASnapshot : error
@@ -143,7 +164,27 @@ public enum SnapshotFile {
     let memorySize = number(UInt64.self, header, 16)
     let stateSize = number(UInt64.self, header, 24)
     guard stateSize <= stateLimit else { throw .stateTooLong(stateSize) }
-    return (memorySize, stateSize)
+    let diskCount = number(UInt32.self, header, 12)
+    guard diskCount <= diskLimit else { throw .tooManyDisks(diskCount) }
+    var disks: [DiskIdentity] = []
+    for _ in 0..<diskCount { disks.append(disk(try input.bytes(diskSize))) }
+    return Header(memorySize: memorySize, disks: disks, stateSize: Int(stateSize))
+  }
+
+  private static func append(_ disk: DiskIdentity, to bytes: inout [UInt8]) {
+    append(disk.capacity, to: &bytes)
+    append((disk.isReadOnly ? 1 : 0) | (disk.beginning == nil ? 0 : 2) as UInt32, to: &bytes)
+    append(disk.beginning ?? 0, to: &bytes)
+    let serial = disk.serial.prefix(BlockRequestHeader.idLength)
+    bytes += serial + [UInt8](repeating: 0, count: BlockRequestHeader.idLength + 4 - serial.count)
+  }
+
+  private static func disk(_ bytes: [UInt8]) -> DiskIdentity {
+    let flags = number(UInt32.self, bytes, 8)
+    let serial = bytes[16..<16 + BlockRequestHeader.idLength].prefix { $0 != 0 }
+    return DiskIdentity(
+      capacity: number(UInt64.self, bytes, 0), isReadOnly: flags & 1 != 0, serial: Array(serial),
+      beginning: flags & 2 != 0 ? number(UInt32.self, bytes, 12) : nil)
   }
 
   // MARK: Pieces
