@@ -32,6 +32,7 @@ static struct service services[] = {
     {"memcached", 11211, {"/usr/bin/memcached", "-u", "root", "-m", "32", "-t", "1", "-c", "256", "-U", "0", "-o", "no_modern"}, 0, 0,
      "LD_PRELOAD=/lib/minivmm-memcached.so"},
     {"locks", 0, {"/usr/bin/locks"}, 0, 0, NULL},
+    {"command", 0, {"/minivmm/run"}, 0, 0, NULL}, // of a disk that ../../image made
 };
 
 static char commandLine[4096];
