@@ -99,7 +99,7 @@ final class SecondaryService: EventHandler {
       side.onRole = { tell("pair: now \($0.rawValue): \($1)") }
       // All that a secondary has to tell: its guest ended where the primary's has not.
       side.tellOfPaths { tell("pair: \($0)") }
-      side.tellProgress { [sink] in tell("pair: \($0); it said: …\(sink?.lastUnheard ?? "")") }
+      side.tellProgress { [sink] in tell("pair: \($0); it said: …\(sink?.last ?? "")") }
       phase = .following(side)
       return side
     }

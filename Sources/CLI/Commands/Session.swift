@@ -5,6 +5,7 @@ import FoundationEssentials
 import Glibc
 import MiniVMM
 import Pair
+import Synchronization
 
 /// One machine from the command line's point of view: console, signals, control socket, and what its end means.
 /// The main thread controls the machine until the end.
@@ -14,6 +15,8 @@ final class Session: Sendable {
   private let main: MainLoop
   /// Nil where the guest has no console.
   private let sink: SwitchedSink?
+  /// The user has had advice.
+  private let isTold = Atomic(false)
 
   /// Opens everything; nothing runs yet.
   convenience init(_ settings: MachineSettings) throws {
@@ -30,6 +33,22 @@ final class Session: Sendable {
     self.main = main
     self.sink = sink
     assembled = try AssembledMachine(description, kvm: kvm)
+    // A kernel that panics may stay there for ever: its user is told at once.
+    sink?.watch { [weak self] console in
+      guard let self, !assembled.transports.contains(where: \.wasDriven) else { return true }
+      guard BootAdvice.lacksRoot(console) else { return false }
+      advise(console, end: nil)
+      return true
+    }
+  }
+
+  /// Says what a guest lacks that did not get far, once.
+  private func advise(_ console: String, end: MachineEnd?) {
+    let devices = assembled.transports.map { (name: $0.name, wasDriven: $0.wasDriven) }
+    guard let advice = BootAdvice.text(console: console, devices: devices, end: end),
+      !isTold.exchange(true, ordering: .relaxed)
+    else { return }
+    tell(BootAdvice.report(advice, console: console))
   }
 
   func boot(_ source: BootSource, kernelPath: String) throws {
@@ -85,6 +104,7 @@ final class Session: Sendable {
     assembled.serial.finish()
     lx_terminal_restore()
     let end = assembled.machine.end ?? .stopped
+    advise(sink?.last ?? "", end: end)
     let registers = end.registers.map { "\n  \($0)" } ?? ""
     switch end {
     case .poweroff, .stopped: return ExitCode(ExitStatus.success.rawValue)

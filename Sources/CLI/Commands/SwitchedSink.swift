@@ -7,8 +7,10 @@ import Synchronization
 final class SwitchedSink: ConsoleSink {
   private let sink: any ConsoleSink
   private let isOn: Atomic<Bool>
-  /// The end of what has gone nowhere: a guest that ends here only may have said why.
-  private let unheard = MemorySink(limit: 512)
+  /// The end of it all: a guest that ends may have said why.
+  private let recent = MemorySink(limit: 1024)
+  /// Looks at ``last`` after each line that has gone out, until it says that it has seen what it looks for. Device thread.
+  private let watch = Mutex<(@Sendable (String) -> Bool)?>(nil)
 
   init(_ sink: any ConsoleSink, isOn: Bool) {
     self.sink = sink
@@ -36,8 +38,18 @@ final class SwitchedSink: ConsoleSink {
   var waitDescriptor: CInt? { sink.waitDescriptor }
 
   func write(_ bytes: ArraySlice<UInt8>) -> Int {
-    isOn.load(ordering: .acquiring) ? sink.write(bytes) : unheard.write(bytes)
+    let isOn = isOn.load(ordering: .acquiring)
+    let taken = isOn ? sink.write(bytes) : bytes.count
+    _ = recent.write(bytes.prefix(taken))
+    if isOn, bytes.prefix(taken).contains(UInt8(ascii: "\n")) {
+      watch.withLock { if $0?(last) == true { $0 = nil } }
+    }
+    return taken
   }
 
-  var lastUnheard: String { unheard.text }
+  /// The end of what the guest has said.
+  var last: String { recent.text }
+
+  /// - Parameter look: true once it has seen enough.
+  func watch(_ look: @escaping @Sendable (String) -> Bool) { watch.withLock { $0 = look } }
 }

@@ -21,6 +21,7 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
   let memory: GuestMemory
   let interrupt: VirtioInterrupt
   let offered: UInt64
+  private let driven = Atomic<Bool>(false)
   let state: Mutex<Registers>
 
   struct Registers: Sendable {
@@ -298,6 +299,7 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
       }
       state.status |= added
       state.queues.running = true
+      driven.store(true, ordering: .relaxed)
       device.activate(features: state.queues.features)
       // Buffers may have been made available before DRIVER_OK.
       for descriptor in notifyDescriptors { lx_eventfd_signal(descriptor) }
@@ -314,6 +316,9 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
     state = Registers(configGeneration: state.configGeneration, queues: queues)
     interrupt.pending = 0
   }
+
+  /// Whether a driver has ever taken the device (DRIVER_OK).
+  public var wasDriven: Bool { driven.load(ordering: .relaxed) || status & DeviceStatus.driverOK != 0 }
 
   /// Driver status bits, for tests and `status`.
   public var status: UInt32 { state.withLock { $0.status } }
