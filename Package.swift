@@ -20,8 +20,6 @@ let package = Package(
   ],
   targets: [
     .systemLibrary(
-      name: "CElf", path: "Sources/CElf", pkgConfig: "libelf", providers: [.apt(["libelf-dev"])]),
-    .systemLibrary(
       name: "CSeccomp", path: "Sources/CSeccomp", pkgConfig: "libseccomp",
       providers: [.apt(["libseccomp-dev"])]),
     .systemLibrary(
@@ -44,7 +42,7 @@ let package = Package(
       name: "comparator-bench", dependencies: ["Replication"], path: "bench/programs/comparator",
       swiftSettings: settings),
     .target(
-      name: "MiniVMM", dependencies: ["Devices", "GuestMemory", "StateCodec", "CKVM", "CLinux", "CElf", "CSeccomp"],
+      name: "MiniVMM", dependencies: ["Devices", "GuestMemory", "StateCodec", "CKVM", "CLinux", "CSeccomp"],
       path: "Sources/MiniVMM", swiftSettings: settings),
     .target(
       name: "Pair", dependencies: ["Replication", "MiniVMM", "Devices", "GuestMemory", "VirtioLayout", "CLinux"],

@@ -10,7 +10,7 @@ die() {
 }
 
 # What the VMM itself is built with.
-build_packages=(libelf-dev libseccomp-dev nettle-dev pkg-config)
+build_packages=(libseccomp-dev nettle-dev pkg-config)
 
 # need_packages NAME...: installs what is missing, and says what.
 need_packages() {

@@ -47,8 +47,8 @@ extension MachineTests {
         BootSource(
           kernel: kernel,
           commandLine:
-            "service=dirty,disk dirty=pages:512,rate:20000,seconds:120 disk=rand-read,bs=16384,qd=32,seconds=120 "
-            + assembled.deviceArguments))
+            "service=dirty,disk dirty=pages:512,rate:20000,seconds:120 disk=rand-read,bs=16384,qd=32,seconds=120",
+          devices: assembled.windows))
       try machine.start()
       try #require(waitUntil(seconds: 10) { console.text.contains("lab: ready") })
 

@@ -57,8 +57,8 @@ extension MachineTests {
       try primary.load(
         BootSource(
           kernel: kernel,
-          commandLine: "service=dirty,burn dirty=pages:1024,rate:20000,seconds:120 burn=seconds:120 "
-            + first.deviceArguments))
+          commandLine: "service=dirty,burn dirty=pages:1024,rate:20000,seconds:120 burn=seconds:120",
+          devices: first.windows))
       try primary.start()
       try #require(waitUntil(seconds: 10) { console.text.contains("lab: ready") })
 

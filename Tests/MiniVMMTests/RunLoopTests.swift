@@ -24,6 +24,13 @@ extension MachineTests {
       #expect(try endOf(Code.powerOff) == .poweroff)
     }
 
+    /// The registers that ACPI's tables name; another sleep type is none.
+    @Test func sleepControlOfReducedHardware_powersOff() throws {
+      #expect(try endOf(Code.out(0x606, 0x34) + Code.spin) == .poweroff)
+      #expect(
+        try endOf(Code.out(0x606, 0x20) + Code.out(0x607, 0x80) + Code.out(0x64, 0xfe)) == .reset(.keyboardController))
+    }
+
     @Test func keyboardController_resets() throws {
       #expect(try endOf(Code.out(0x64, 0xfe) + Code.spin) == .reset(.keyboardController))
     }

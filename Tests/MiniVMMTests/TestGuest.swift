@@ -20,8 +20,9 @@ let noKVM: String? = {
 final class MemoryFile {
   let descriptor: CInt
 
-  init(_ bytes: [UInt8]) {
-    descriptor = unsafe lx_memfd("test", UInt64(bytes.count))
+  /// - Parameter size: of the file, with zeroes behind the bytes.
+  init(_ bytes: [UInt8], size: UInt64 = 0) {
+    descriptor = unsafe lx_memfd("test", max(size, UInt64(bytes.count)))
     _ = unsafe bytes.withUnsafeBytes { unsafe lx_pwrite(descriptor, $0.baseAddress, $0.count, 0) }
   }
   deinit { lx_close(descriptor) }

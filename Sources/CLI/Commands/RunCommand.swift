@@ -24,11 +24,19 @@ struct RunCommand: ParsableCommand {
   @Option(help: ArgumentHelp("Initial RAM disk.", valueName: "file"))
   var initrd: String?
 
-  @Option(help: "Kernel command line; the arguments that announce the virtio devices are added.")
+  @Option(
+    help:
+      "Kernel command line; words that announce the virtio devices are added where the kernel does not read ACPI tables."
+  )
   var cmdline: String?
 
   @Option(help: "Boot protocol: auto (PVH where the ELF has a note), linux64 or pvh.")
   var boot: BootProtocol?
+
+  @Flag(
+    inversion: .prefixedNo,
+    help: "Give the guest ACPI tables. Without, it has the MP table and learns of its devices on the command line.")
+  var acpi: Bool?
 
   @OptionGroup var machine: MachineOptions
 
@@ -57,11 +65,11 @@ struct RunCommand: ParsableCommand {
     defer { lx_close(kernelFile) }
     let initrdFile = try (initrd ?? file.initrd).map { try Self.open($0, what: "initrd") }
     defer { if let initrdFile { lx_close(initrdFile) } }
-    let words = [cmdline ?? file.cmdline ?? "", session.assembled.deviceArguments]
     try session.boot(
       BootSource(
-        kernel: kernelFile, initrd: initrdFile, commandLine: words.filter { !$0.isEmpty }.joined(separator: " "),
-        bootProtocol: bootProtocol), kernelPath: kernel)
+        kernel: kernelFile, initrd: initrdFile, commandLine: cmdline ?? file.cmdline ?? "",
+        bootProtocol: bootProtocol, devices: session.assembled.windows, acpi: acpi ?? file.acpi ?? true),
+      kernelPath: kernel)
     return session
   }
 

@@ -71,6 +71,7 @@ struct ConfigurationFile: Codable, Equatable {
   var initrd: String?
   var cmdline: String?
   var boot: String?
+  var acpi: Bool?
   var cpus: Int?
   var memory: String?
   var hugepages: Bool?
@@ -81,7 +82,7 @@ struct ConfigurationFile: Codable, Equatable {
   var user: String?
 
   private enum CodingKeys: String, CodingKey, CaseIterable {
-    case kernel, initrd, cmdline, boot, cpus, memory, hugepages, disks, nets, control, seccomp, user
+    case kernel, initrd, cmdline, boot, acpi, cpus, memory, hugepages, disks, nets, control, seccomp, user
   }
 
   static func read(_ path: String) throws -> ConfigurationFile {

@@ -8,6 +8,9 @@ public final class I8042: BusDevice, MachineDevice {
   /// Up to 0x64; port 0x61 in between is KVM's own.
   public static let size: UInt64 = 5
 
+  /// Written to the command port: resets the machine.
+  public static let resetCommand: UInt8 = 0xfe
+
   private struct State {
     /// Command byte: interrupts off, both ports disabled, self test passed.
     var control: UInt8 = 0x34
@@ -40,7 +43,7 @@ public final class I8042: BusDevice, MachineDevice {
 
   public func write(offset: UInt64, size: Int, value: UInt64) {
     let byte = UInt8(truncatingIfNeeded: value)
-    if offset == 4, byte == 0xfe { return notify(.reset) }
+    if offset == 4, byte == Self.resetCommand { return notify(.reset) }
     state.withLock { state in
       switch offset {
       case 0:

@@ -115,11 +115,9 @@ public final class AssembledMachine: Sendable {
     return (configuration, serial, transports)
   }
 
-  /// What the kernel command line has to say for a guest to find the virtio devices.
-  public var deviceArguments: String {
-    transports.indices.map { index in
-      "virtio_mmio.device=4K@0x\(String(Self.window(index), radix: 16)):\(Self.interrupts[index])"
-    }.joined(separator: " ")
+  /// Where the guest finds the virtio devices, for ``BootSource/devices``.
+  public var windows: [BootSource.Window] {
+    transports.indices.map { BootSource.Window(address: Self.window($0), interrupt: Self.interrupts[$0]) }
   }
 
   /// What each disk is known by. The machine stands still, or has not started.

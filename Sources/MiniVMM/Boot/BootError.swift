@@ -7,14 +7,11 @@ public enum BootError: Error, Equatable, Sendable {
   // Files
   case unreadable(File, errno: Int32)
   case empty(File)
-  case tooLarge(File, bytes: UInt64, limit: UInt64)
   case kernelIsText
   case kernelIsCompressed(String)
   case unknownKernelFormat
   // ELF
   case notELF64ForX86
-  /// libelf's own words.
-  case badELF(String)
   case programHeaderSize(UInt16)
   case programHeadersOutsideFile(offset: UInt64, count: Int)
   case noLoadableSegment
@@ -44,14 +41,11 @@ extension BootError: CustomStringConvertible {
     case .unreadable(let file, let error):
       "the \(file.rawValue) can't be read: \(unsafe String(cString: lx_strerror(error)))"
     case .empty(let file): "the \(file.rawValue) is an empty file"
-    case .tooLarge(let file, let bytes, let limit):
-      "the \(file.rawValue) has \(bytes) bytes, guest RAM \(limit); give the guest more --memory"
     case .kernelIsText: "the kernel is a text file; a vmlinux (ELF), a bzImage or a PVH image is needed"
     case .kernelIsCompressed(let how):
       "the kernel is \(how) data; unpack it (a vmlinux), or use the bzImage it came from"
     case .unknownKernelFormat: "the kernel is neither ELF nor bzImage"
     case .notELF64ForX86: "the kernel is ELF, but not a 64-bit x86 executable (ET_EXEC or ET_DYN)"
-    case .badELF(let reason): "the kernel's ELF structure is damaged: \(reason)"
     case .programHeaderSize(let size): "the kernel's program headers have \(size) bytes each, ELF64 has 56"
     case .programHeadersOutsideFile(let offset, let count):
       "the kernel's \(count) program headers at offset \(offset) are not inside the file"

@@ -2,48 +2,68 @@ internal import CLinux
 internal import Glibc
 internal import GuestMemory
 
-/// Reading kernels and initrds, with the size known and bounded before anything is allocated or overwritten.
-enum BootFile {
-  /// Size of an open file that is to fit into `limit` bytes.
-  static func size(_ file: BootError.File, _ descriptor: CInt, limit: UInt64) throws(BootError) -> UInt64 {
+/// A kernel or initrd: read in parts, straight to where they belong, so that nothing a file says decides how much is allocated.
+struct BootFile {
+  let kind: BootError.File
+  let descriptor: CInt
+  let size: UInt64
+
+  init(_ kind: BootError.File, _ descriptor: CInt) throws(BootError) {
     let size = lx_file_size(descriptor)
-    guard size >= 0 else { throw .unreadable(file, errno: Int32(-size)) }
-    guard size > 0 else { throw .empty(file) }
-    guard UInt64(size) <= limit else { throw .tooLarge(file, bytes: UInt64(size), limit: limit) }
-    return UInt64(size)
+    guard size >= 0 else { throw .unreadable(kind, errno: Int32(-size)) }
+    guard size > 0 else { throw .empty(kind) }
+    self.kind = kind
+    self.descriptor = descriptor
+    self.size = UInt64(size)
   }
 
-  /// The whole file.
-  static func bytes(_ file: BootError.File, _ descriptor: CInt, limit: UInt64) throws(BootError) -> [UInt8] {
-    var bytes = [UInt8](repeating: 0, count: Int(try size(file, descriptor, limit: limit)))
-    let error = unsafe bytes.withUnsafeMutableBytes { unsafe read(descriptor, into: $0) }
-    guard error == 0 else { throw .unreadable(file, errno: error) }
+  /// Whether `count` bytes from `offset` on are in the file.
+  func has(_ count: UInt64, at offset: UInt64) -> Bool { count <= size && offset <= size - count }
+
+  /// Up to `limit` bytes from `offset` on: fewer where the file ends.
+  func bytes(at offset: UInt64, limit: Int) throws(BootError) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: Int(min(UInt64(limit), size - min(offset, size))))
+    let error = unsafe bytes.withUnsafeMutableBytes { unsafe read(into: $0, at: offset) }
+    guard error == 0 else { throw .unreadable(kind, errno: error) }
     return bytes
   }
 
-  /// The whole file, `count` bytes, into guest RAM.
-  static func load(
-    _ file: BootError.File, _ descriptor: CInt, count: UInt64, into memory: GuestMemory, at address: UInt64
-  ) throws(BootError) {
+  /// `count` bytes from `offset` on into guest RAM.
+  func load(at offset: UInt64, count: UInt64, into memory: GuestMemory, at address: UInt64) throws(BootError) {
     guard let host = unsafe memory.hostPointer(at: address, count: count) else {
       throw .outsideRAM(address: address, count: count)
     }
-    let error = unsafe read(descriptor, into: UnsafeMutableRawBufferPointer(start: host, count: Int(count)))
+    let error = unsafe read(into: UnsafeMutableRawBufferPointer(start: host, count: Int(count)), at: offset)
     memory.markDirty(address: address, count: count)
-    guard error == 0 else { throw .unreadable(file, errno: error) }
+    guard error == 0 else { throw .unreadable(kind, errno: error) }
   }
 
   /// 0, or an errno; EIO when the file became shorter meanwhile.
-  private static func read(_ descriptor: CInt, into buffer: UnsafeMutableRawBufferPointer) -> Int32 {
+  private func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int32 {
     var done = 0
     while done < buffer.count {
       let got = unsafe lx_pread(
         descriptor, UnsafeMutableRawBufferPointer(rebasing: buffer[done...]).baseAddress, buffer.count - done,
-        Int64(done))
+        Int64(offset) + Int64(done))
       if got == -Int(EINTR) { continue }
       guard got > 0 else { return got == 0 ? EIO : Int32(-got) }
       done += got
     }
     return 0
+  }
+}
+
+extension [UInt8] {
+  /// A little-endian field of a header. The header has been found to be long enough.
+  func field<T: FixedWidthInteger>(_ offset: Int, _: T.Type = T.self) -> T {
+    (0..<T.bitWidth / 8).reversed().reduce(0) { $0 << 8 | T(truncatingIfNeeded: self[offset + $1]) }
+  }
+}
+
+extension GuestMemory {
+  /// Whether a range, which must be inside RAM, holds this text.
+  func holds(_ text: StaticString, at address: UInt64, count: UInt64) -> Bool {
+    guard let host = unsafe hostPointer(at: address, count: count) else { return false }
+    return unsafe memmem(host, Int(count), text.utf8Start, text.utf8CodeUnitCount) != nil
   }
 }

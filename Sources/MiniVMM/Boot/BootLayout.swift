@@ -13,6 +13,8 @@ enum BootLayout {
   static let commandLine: UInt64 = 0x2_0000
   /// The last KiB of base memory, one of the places Linux looks for an MP table.
   static let mpTable: UInt64 = 0x9_fc00
+  /// ACPI's root pointer, one of the places Linux looks for it, and its tables behind it.
+  static let rsdp: UInt64 = 0xe_0000
   /// Kernel segments may not begin below: everything above is inside the first megabyte.
   static let kernelStart: UInt64 = 0x10_0000
   /// Initrds stay below, so that 32-bit fields and early page tables reach them.

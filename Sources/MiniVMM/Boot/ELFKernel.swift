@@ -1,17 +1,18 @@
-internal import CElf
 internal import GuestMemory
 
 /// What an ELF kernel asks for: segments to copy, where to enter. Every number of the file is checked here, before any
 /// byte of guest RAM is written.
 struct ELFKernel: Equatable {
   struct Segment: Equatable {
-    let fileRange: Range<Int>
+    let fileOffset: UInt64
+    let fileSize: UInt64
     /// Guest-physical (p_paddr).
     let address: UInt64
     let memorySize: UInt64
     var end: UInt64 { address + memorySize }
   }
 
+  /// By address.
   let segments: [Segment]
   /// e_entry: of a vmlinux the physical address of startup_64.
   let entry: UInt64
@@ -21,131 +22,103 @@ struct ELFKernel: Equatable {
   /// End of the highest segment in low RAM, zero-filled parts included.
   var end: UInt64 { segments.map(\.end).filter { $0 <= GuestMemory.holeStart }.max() ?? 0 }
 
+  private static let headerSize = 64
+  private static let programHeaderSize = 56
+
   /// - Parameter memory: the RAM that the segments must lie in.
-  init(_ file: [UInt8], memory: GuestMemory) throws(BootError) {
-    var image = file
-    let result = unsafe image.withUnsafeMutableBytes { buffer in
-      Result { () throws(BootError) in
-        guard elf_version(UInt32(EV_CURRENT)) != UInt32(EV_NONE),
-          let elf = unsafe elf_memory(buffer.baseAddress?.assumingMemoryBound(to: CChar.self), buffer.count)
-        else { throw BootError.libelf() }
-        defer { unsafe elf_end(elf) }
-        return unsafe try Self.read(elf, fileSize: buffer.count)
-      }
-    }
-    let found = try result.get()
-    segments = try Self.check(found.segments, memory: memory)
-    entry = found.entry
-    pvhEntry = found.pvhEntry
-    // A note may name any address: the machine would start in zeroes.
-    let segments = self.segments
-    func inside(_ address: UInt64) -> Bool { segments.contains { $0.address <= address && address < $0.end } }
-    if let pvhEntry, !inside(UInt64(pvhEntry)) { throw .entryOutsideImage(UInt64(pvhEntry)) }
-    if pvhEntry == nil, !inside(entry) { throw .entryOutsideImage(entry) }
-  }
-
-  /// Copies the segments. RAM of a new machine is zero, so what lies behind the file's part needs no filling.
-  func load(_ file: [UInt8], into memory: GuestMemory) throws(BootError) {
-    for segment in segments where !segment.fileRange.isEmpty {
-      try memory.put(Array(file[segment.fileRange]), at: segment.address)
-    }
-  }
-
-  private typealias Found = (segments: [(index: Int, header: GElf_Phdr)], entry: UInt64, pvhEntry: UInt32?)
-
-  private static func read(_ elf: OpaquePointer, fileSize: Int) throws(BootError) -> Found {
-    var header = GElf_Ehdr()
-    guard unsafe elf_kind(elf) == ELF_K_ELF, unsafe gelf_getclass(elf) == ELFCLASS64 else { throw .notELF64ForX86 }
-    guard unsafe gelf_getehdr(elf, &header) != nil else { throw .libelf() }
-    guard header.e_machine == UInt16(EM_X86_64), header.e_type == UInt16(ET_EXEC) || header.e_type == UInt16(ET_DYN)
+  init(_ file: BootFile, memory: GuestMemory) throws(BootError) {
+    let header = try file.bytes(at: 0, limit: Self.headerSize)
+    let (elf64, littleEndian, x86_64): (UInt8, UInt8, UInt16) = (2, 1, 62)
+    guard header.count == Self.headerSize, header[4] == elf64, header[5] == littleEndian,
+      header.field(18) == x86_64, [2, 3].contains(header.field(16, UInt16.self))  // ET_EXEC, ET_DYN
     else { throw .notELF64ForX86 }
-    let headerSize = MemoryLayout<Elf64_Phdr>.size
-    guard header.e_phnum > 0 else { throw .noLoadableSegment }
-    guard header.e_phentsize == UInt16(headerSize) else { throw .programHeaderSize(header.e_phentsize) }
-    var count = 0
-    guard unsafe elf_getphdrnum(elf, &count) == 0 else { throw .libelf() }
-    let (tableSize, tooMany) = count.multipliedReportingOverflow(by: headerSize)
-    guard !tooMany, tableSize <= fileSize, header.e_phoff <= UInt64(fileSize - tableSize) else {
-      throw .programHeadersOutsideFile(offset: header.e_phoff, count: count)
+    entry = header.field(24)
+    let offset = header.field(32, UInt64.self)
+    let count = Int(header.field(56, UInt16.self))
+    guard count > 0 else { throw .noLoadableSegment }
+    guard header.field(54, UInt16.self) == Self.programHeaderSize else { throw .programHeaderSize(header.field(54)) }
+    guard file.has(UInt64(count * Self.programHeaderSize), at: offset) else {
+      throw .programHeadersOutsideFile(offset: offset, count: count)
     }
+    let table = try file.bytes(at: offset, limit: count * Self.programHeaderSize)
 
-    var found: Found = ([], header.e_entry, nil)
+    var found: [Segment] = []
+    var pvhEntry: UInt32?
     for index in 0..<count {
-      var segment = GElf_Phdr()
-      guard unsafe gelf_getphdr(elf, CInt(index), &segment) != nil else { throw .libelf() }
-      switch segment.p_type {
-      case UInt32(PT_LOAD):
-        guard segment.p_filesz <= segment.p_memsz else { throw .segmentFileSizeAboveMemorySize(segment: index) }
-        guard segment.p_filesz <= UInt64(fileSize), segment.p_offset <= UInt64(fileSize) - segment.p_filesz else {
-          throw .segmentPastEndOfFile(segment: index)
-        }
-        if segment.p_memsz > 0 { found.segments.append((index, segment)) }
-      case UInt32(PT_NOTE) where found.pvhEntry == nil:
-        guard segment.p_filesz <= UInt64(fileSize), segment.p_offset <= UInt64(fileSize) - segment.p_filesz else {
-          throw .segmentPastEndOfFile(segment: index)
-        }
-        found.pvhEntry = unsafe pvhNote(elf, segment)
+      let at = index * Self.programHeaderSize
+      let segment = Segment(
+        fileOffset: table.field(at + 8), fileSize: table.field(at + 32), address: table.field(at + 24),
+        memorySize: table.field(at + 40))
+      let (load, note): (UInt32, UInt32) = (1, 4)
+      switch table.field(at, UInt32.self) {
+      case load:
+        guard segment.fileSize <= segment.memorySize else { throw .segmentFileSizeAboveMemorySize(segment: index) }
+        guard file.has(segment.fileSize, at: segment.fileOffset) else { throw .segmentPastEndOfFile(segment: index) }
+        if segment.memorySize > 0 { found.append(segment) }
+      case note where pvhEntry == nil:
+        guard file.has(segment.fileSize, at: segment.fileOffset) else { throw .segmentPastEndOfFile(segment: index) }
+        let notes = try file.bytes(at: segment.fileOffset, limit: Int(min(segment.fileSize, Self.notesLimit)))
+        pvhEntry = Self.pvhNote(notes, alignment: table.field(at + 48, UInt64.self) == 8 ? 8 : 4)
       default: break
       }
     }
-    return found
-  }
-
-  /// The entry address of the first XEN_ELFNOTE_PHYS32_ENTRY (18) by "Xen" in a note segment.
-  private static func pvhNote(_ elf: OpaquePointer, _ segment: GElf_Phdr) -> UInt32? {
-    let type = segment.p_align == 8 ? ELF_T_NHDR8 : ELF_T_NHDR
-    guard
-      let data = unsafe elf_getdata_rawchunk(elf, Int64(segment.p_offset), Int(segment.p_filesz), type),
-      let bytes = unsafe UnsafeRawBufferPointer(start: data.pointee.d_buf, count: Int(data.pointee.d_size))
-        as UnsafeRawBufferPointer?
-    else { return nil }
-    var offset = 0
-    while true {
-      var note = GElf_Nhdr()
-      var nameOffset = 0
-      var descriptorOffset = 0
-      // 0 at the end and for a note that would go past it.
-      offset = unsafe gelf_getnote(data, offset, &note, &nameOffset, &descriptorOffset)
-      guard offset > 0 else { return nil }
-      guard note.n_type == 18, note.n_namesz == 4, unsafe bytes[nameOffset..<nameOffset + 4].elementsEqual("Xen\0".utf8)
-      else { continue }
-      switch note.n_descsz {
-      case 4: return unsafe bytes.loadUnaligned(fromByteOffset: descriptorOffset, as: UInt32.self)
-      case 8: return unsafe UInt32(exactly: bytes.loadUnaligned(fromByteOffset: descriptorOffset, as: UInt64.self))
-      default: continue
-      }
+    segments = try Self.check(found, memory: memory)
+    self.pvhEntry = pvhEntry
+    // A note may name any address: the machine would start in zeroes.
+    let entered = pvhEntry.map(UInt64.init) ?? entry
+    guard segments.contains(where: { $0.address <= entered && entered < $0.end }) else {
+      throw .entryOutsideImage(entered)
     }
   }
 
-  private static func check(
-    _ found: [(index: Int, header: GElf_Phdr)], memory: GuestMemory
-  ) throws(BootError) -> [Segment] {
+  /// Copies the segments. RAM of a new machine is zero, so what lies behind the file's part needs no filling.
+  func load(_ file: BootFile, into memory: GuestMemory) throws(BootError) {
+    for segment in segments where segment.fileSize > 0 {
+      try file.load(at: segment.fileOffset, count: segment.fileSize, into: memory, at: segment.address)
+    }
+  }
+
+  /// Bytes of a segment of notes that are looked at; a vmlinux has less than a thousand.
+  private static let notesLimit: UInt64 = 1 << 16
+
+  /// The entry address of the first XEN_ELFNOTE_PHYS32_ENTRY (18) by "Xen" among notes: sizes of name and descriptor, type, name,
+  /// descriptor, each of the latter padded.
+  private static func pvhNote(_ bytes: [UInt8], alignment: Int) -> UInt32? {
+    var offset = 0
+    while bytes.count - offset >= 12 {
+      let (nameSize, size) = (Int(bytes.field(offset, UInt32.self)), Int(bytes.field(offset + 4, UInt32.self)))
+      let type = bytes.field(offset + 8, UInt32.self)
+      // Two sums of two 32-bit numbers: no overflow.
+      let name = offset + 12
+      let descriptor = (name + nameSize + alignment - 1) / alignment * alignment
+      guard descriptor + size <= bytes.count else { return nil }
+      if type == 18, bytes[name..<name + nameSize].elementsEqual("Xen\0".utf8) {
+        switch size {
+        case 4: return bytes.field(descriptor)
+        case 8: return UInt32(exactly: bytes.field(descriptor, UInt64.self))
+        default: break
+        }
+      }
+      offset = (descriptor + size + alignment - 1) / alignment * alignment
+    }
+    return nil
+  }
+
+  private static func check(_ found: [Segment], memory: GuestMemory) throws(BootError) -> [Segment] {
     guard !found.isEmpty else { throw .noLoadableSegment }
-    var segments: [Segment] = []
-    for (_, header) in found {
-      let (address, count) = (header.p_paddr, header.p_memsz)
+    for segment in found {
+      let (address, count) = (segment.address, segment.memorySize)
       guard memory.fileOffset(of: address, count: count) != nil else {
         throw .segmentOutsideRAM(address: address, count: count)
       }
       guard address >= BootLayout.kernelStart else {
         throw .segmentOverlapsBootStructures(address: address, count: count)
       }
-      if let other = segments.first(where: { address < $0.end && $0.address < address + count }) {
-        throw .segmentsOverlap(address: max(address, other.address))
-      }
-      let start = Int(header.p_offset)
-      segments.append(
-        Segment(fileRange: start..<start + Int(header.p_filesz), address: address, memorySize: count))
+    }
+    let segments = found.sorted { $0.address < $1.address }
+    for (lower, upper) in zip(segments, segments.dropFirst()) where upper.address < lower.end {
+      throw .segmentsOverlap(address: upper.address)
     }
     return segments
-  }
-}
-
-extension BootError {
-  /// What libelf found wrong in the last call.
-  fileprivate static func libelf() -> BootError {
-    let error = elf_errno()
-    guard error != 0, let text = unsafe elf_errmsg(error) else { return .badELF("no ELF header") }
-    return .badELF(unsafe String(cString: text))
   }
 }

@@ -3,8 +3,8 @@ internal import StateCodec
 
 /// The Intel MultiProcessor Specification 1.4 tables: CPUs, the IOAPIC and where interrupts go, for guests without ACPI.
 enum MPTable {
-  private static let localAPIC: UInt32 = 0xfee0_0000
-  private static let ioAPIC: UInt32 = 0xfec0_0000
+  static let localAPIC: UInt32 = 0xfee0_0000
+  static let ioAPIC: UInt32 = 0xfec0_0000
   /// Pins of KVM's IOAPIC; GSI n is pin n.
   static let interruptCount: UInt8 = 24
 

@@ -5,7 +5,7 @@ internal import StateCodec
 /// (Xen's public/arch-x86/hvm/start_info.h, version 1).
 enum PVHStartInfo {
   static func write(
-    to memory: GuestMemory, memoryMap: [BootLayout.MemoryRange], initrd: Range<UInt64>?
+    to memory: GuestMemory, memoryMap: [BootLayout.MemoryRange], initrd: Range<UInt64>?, rsdp: UInt64
   ) throws(BootError) {
     let info = StateWriter.bytes { info in
       info.put(UInt32(0x336e_c578))  // magic
@@ -14,7 +14,7 @@ enum PVHStartInfo {
       info.put(UInt32(initrd == nil ? 0 : 1))  // nr_modules
       info.put(initrd == nil ? 0 : BootLayout.modules)
       info.put(BootLayout.commandLine)
-      info.put(UInt64(0))  // rsdp_paddr: no ACPI
+      info.put(rsdp)  // 0 without ACPI
       info.put(BootLayout.memoryMap)
       info.put(UInt32(memoryMap.count))
       info.put(UInt32(0))

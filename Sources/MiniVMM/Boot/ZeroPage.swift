@@ -4,8 +4,13 @@ internal import GuestMemory
 struct ZeroPage {
   private(set) var bytes = [UInt8](repeating: 0, count: 4096)
 
-  /// - Parameter setupHeader: a bzImage's; nil for a vmlinux, which is told as little as it needs.
-  init(setupHeader: [UInt8]?, memoryMap: [BootLayout.MemoryRange], commandLineLimit: Int, initrd: Range<UInt64>?) {
+  /// - Parameters:
+  ///   - setupHeader: a bzImage's; nil for a vmlinux, which is told as little as it needs.
+  ///   - rsdp: 0 without ACPI.
+  init(
+    setupHeader: [UInt8]?, memoryMap: [BootLayout.MemoryRange], commandLineLimit: Int, initrd: Range<UInt64>?,
+    rsdp: UInt64
+  ) {
     if let setupHeader {
       bytes.replaceSubrange(0x1f1..<0x1f1 + setupHeader.count, with: setupHeader)
     } else {
@@ -15,6 +20,7 @@ struct ZeroPage {
       set(0x211, UInt8(1))  // loadflags: LOADED_HIGH
       set(0x230, UInt32(0x100_0000))  // kernel_alignment
     }
+    set(0x070, rsdp)  // acpi_rsdp_addr
     set(0x210, UInt8(0xff))  // type_of_loader: none of the registered ones
     set(0x228, UInt32(BootLayout.commandLine))  // cmd_line_ptr
     set(0x238, UInt32(commandLineLimit))  // cmdline_size

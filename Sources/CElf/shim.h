@@ -1,3 +1,0 @@
-#pragma once
-#include <gelf.h>
-#include <libelf.h>
