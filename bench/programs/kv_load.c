@@ -1,4 +1,5 @@
-// A Redis client that keeps many connections busy with GET and SET, at saturation or at a fixed rate.
+// A client of Redis, or on port 11211 of memcached, that keeps many connections busy with GET and SET, at saturation or at a fixed
+// rate.
 //
 // usage: kv_load ADDRESS PORT CONNECTIONS PIPELINE READ-PERCENT SECONDS RATE
 // RATE is requests a second, spread evenly; 0 sends as fast as replies come. At a fixed rate latency counts from when a
@@ -35,6 +36,7 @@ enum { writes, reads, kinds };
 // Microseconds, log-linear: 1024 steps an octave is more than enough.
 static uint64_t histogram[kinds][buckets], samples[kinds], replies;
 static double began, ends;
+static int is_memcached;
 
 static double now(void) {
   struct timespec time;
@@ -66,42 +68,53 @@ static void note(double seconds, int kind) {
   samples[kind]++;
 }
 
+static int put_get(char *out, size_t size, int key) {
+  return snprintf(out, size, is_memcached ? "get key:%d\r\n" : "GET key:%d\r\n", key);
+}
+
+static int put_set(char *out, size_t size, int key) {
+  static char value[value_size + 1];
+  if (!value[0]) memset(value, 'v', value_size);
+  if (is_memcached) return snprintf(out, size, "set key:%d 0 0 %d\r\n%s\r\n", key, value_size, value);
+  return snprintf(out, size, "SET key:%d %s\r\n", key, value);
+}
+
 // Reads find their keys from the first one on, in a mode that is slow to set them as well.
 static void set_all_keys(int fd) {
-  char out[deepest * 160], in[deepest * 5];
+  const char *done = is_memcached ? "STORED\r\n" : "+OK\r\n";
+  const int length = (int)strlen(done);
+  char out[deepest * 160], in[deepest * 8];
   for (int key = 0; key < keys;) {
     int size = 0, wanted = 0;
-    for (int index = 0; index < deepest && key < keys; index++, key++, wanted += 5)
-      size += snprintf(out + size, sizeof out - (size_t)size, "SET key:%d %0*d\r\n", key, value_size, 0);
+    for (int index = 0; index < deepest && key < keys; index++, key++, wanted += length)
+      size += put_set(out + size, sizeof out - (size_t)size, key);
     if (write(fd, out, (size_t)size) != size) err(1, "write");
-    if (recv(fd, in, (size_t)wanted, MSG_WAITALL) != wanted || memcmp(in, "+OK\r\n", 5)) errx(1, "the keys could not be set");
+    if (recv(fd, in, (size_t)wanted, MSG_WAITALL) != wanted || memcmp(in, done, (size_t)length)) errx(1, "the keys could not be set");
   }
 }
 
 static void ask(struct connection *connection, int count, int read_percent, double due, double step) {
-  static char value[value_size + 1];
-  if (!value[0]) memset(value, 'v', value_size);
   char out[deepest * 160];
   int size = 0;
   for (int index = 0; index < count; index++) {
     int key = rand() % keys, kind = rand() % 100 < read_percent ? reads : writes;
     connection->kind[connection->waiting] = (char)kind;
-    size += kind == reads ? snprintf(out + size, sizeof out - (size_t)size, "GET key:%d\r\n", key)
-                          : snprintf(out + size, sizeof out - (size_t)size, "SET key:%d %s\r\n", key, value);
+    size += kind == reads ? put_get(out + size, sizeof out - (size_t)size, key) : put_set(out + size, sizeof out - (size_t)size, key);
     connection->due[connection->waiting++] = due + index * step;
   }
   if (write(connection->socket, out, (size_t)size) != size) err(1, "write");
 }
 
-// Takes whole replies out of the input: +OK, $64 … and $-1.
+// Takes whole replies out of the input: +OK, $64 … and $-1; of memcached STORED, VALUE … END and END.
 static void take(struct connection *connection, double time) {
   size_t at = 0;
   while (at < connection->filled) {
     char *line = connection->input + at, *end = memchr(line, '\n', connection->filled - at);
     if (!end) break;
     size_t size = (size_t)(end - line) + 1;
-    if (line[0] == '-') errx(1, "the server said %.*s", (int)size, line);
+    if (line[0] == '-' || !strncmp(line, "SERVER_ERROR", 12) || !strncmp(line, "ERROR", 5)) errx(1, "the server said %.*s", (int)size, line);
     if (line[0] == '$' && line[1] != '-') size += (size_t)atoi(line + 1) + 2;
+    if (line[0] == 'V') size += value_size + strlen("\r\nEND\r\n");
     if (at + size > connection->filled) break;
     at += size;
     double latency = time - connection->due[0];
@@ -120,6 +133,7 @@ int main(int argc, char **argv) {
   int count = atoi(argv[3]), depth = atoi(argv[4]), read_percent = atoi(argv[5]), one = 1;
   double seconds = atof(argv[6]), rate = atof(argv[7]);
   if (count < 1 || count > most || depth < 1 || depth > deepest) errx(64, "1 to %d connections, pipelines to %d", most, deepest);
+  is_memcached = atoi(argv[2]) == 11211;
   int poll = epoll_create1(0);
   struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[2]))};
   inet_pton(AF_INET, argv[1], &address.sin_addr);
