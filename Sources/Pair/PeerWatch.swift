@@ -9,23 +9,29 @@ internal import Synchronization
 final class PeerWatch: Sendable {
   /// Nanoseconds between signs of life.
   private static let heartbeat: UInt64 = 10_000_000
+  /// How many times longer than usual silence is borne: $MINIVMM_STRETCH, alike on both sides. For tests on emulated hosts, whose
+  /// threads come late.
+  static let stretch: UInt64 = {
+    let asked = unsafe getenv("MINIVMM_STRETCH").flatMap { unsafe UInt64(String(cString: $0)) }
+    return min(max(asked ?? 1, 1), 100)
+  }()
   /// Silence that is always borne: longer than a kernel keeps busy real-time threads from running (50 ms a second).
-  private static let shortest: UInt64 = 60_000_000
+  private static let shortest: UInt64 = 60_000_000 * stretch
   /// So long after it was heard by its peer last, a side can be sure that the peer has not taken over for want of word, in
   /// nanoseconds.
   static let lease = shortest - heartbeat
   /// Absence after which a peer has given this side up, and how long after it what arrives was sent after it, in
   /// nanoseconds.
-  private static let absence: UInt64 = 100_000_000
-  private static let settled: UInt64 = 200_000_000
+  private static let absence: UInt64 = 100_000_000 * stretch
+  private static let settled: UInt64 = 200_000_000 * stretch
   /// Silence of the channel alone, while beats come, after which who serves gives the peer up, in nanoseconds.
-  private static let stuck: UInt64 = 500_000_000
+  private static let stuck: UInt64 = 500_000_000 * stretch
   /// Silence of one path alone after which people are told, in nanoseconds.
   private static let worrying: UInt64 = 5_000_000_000
   /// Taken in at a time.
   private static let mostBeats = 1024
   /// Patience while nobody could take over yet, in nanoseconds.
-  private static let joiningGrace: UInt64 = 2_000_000_000
+  private static let joiningGrace: UInt64 = 2_000_000_000 * stretch
 
   private struct State {
     var roles: RoleMachine
@@ -108,7 +114,7 @@ final class PeerWatch: Sendable {
       state.cameBack = nil
       state.hasLeft = false
       state.loss = ""
-      state.detector = FailureDetector(paths: 2, shortest: Self.shortest, now: lx_monotonic_ns())
+      state.detector = FailureDetector(paths: 2, shortest: Self.shortest, longest: Self.absence, now: lx_monotonic_ns())
     }
   }
 

@@ -5,7 +5,7 @@ struct RecentOutput {
   static let frames = 512
   static let bytes = 4 << 20
   /// Longer than a primary takes to be declared dead, in nanoseconds.
-  private static let age: UInt64 = 250_000_000
+  private static let age: UInt64 = 250_000_000 * PeerWatch.stretch
 
   private var ring: [(time: UInt64, frame: [UInt8])] = []
   private var oldest = 0

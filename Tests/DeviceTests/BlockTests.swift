@@ -3,6 +3,7 @@ import CTestSupport
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import Testing
 import VirtioLayout
 
@@ -321,7 +322,7 @@ private let ioError = BlockStatus.ioError
   }
 
   /// Whatever order the workers finish in, every request comes back once, with its own data.
-  @Test(.timeLimit(.minutes(1))) func requests_manyAtOnce_eachComesBackOnce() throws {
+  @Test(.timeLimit(.minutes(Environment.patience))) func requests_manyAtOnce_eachComesBackOnce() throws {
     let disk = try TestDisk(sectors: 4096)
     defer { disk.device.shutDown() }
     let driver = try TestDriver(disk.device)

@@ -1,6 +1,7 @@
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import Testing
 import VirtioLayout
 
@@ -126,7 +127,7 @@ private let data = TestDriver.buffers
 
   /// Marks are made after the bytes are stored: a harvest at any moment, followed by a copy of the pages it names, keeps
   /// up with RAM.
-  @Test(.timeLimit(.minutes(1))) func dirty_harvestWhileWorking_copyNeverFallsBehind() throws {
+  @Test(.timeLimit(.minutes(Environment.patience))) func dirty_harvestWhileWorking_copyNeverFallsBehind() throws {
     let driver = try TestDriver(Entropy())
     driver.start(size: 64)
     let loop = driver.loop

@@ -60,7 +60,7 @@ private final class BusyHandler: EventHandler {
   }
 }
 
-@Suite("Event loop", .timeLimit(.minutes(1))) struct EventLoopTests {
+@Suite("Event loop", .timeLimit(.minutes(Environment.patience))) struct EventLoopTests {
   let loop: EventLoop
 
   init() throws { loop = try EventLoop() }

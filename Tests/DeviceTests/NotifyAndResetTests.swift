@@ -1,6 +1,7 @@
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import Testing
 import VirtioLayout
 
@@ -143,7 +144,7 @@ private let write = VirtqueueDescriptor.write
 
   /// One vCPU resets while the device thread works and another notifies: nothing is written outside the ring protocol,
   /// and the device comes back. The time is bounded.
-  @Test(.timeLimit(.minutes(1))) func reset_fromAnotherVCPU_whileWorking() throws {
+  @Test(.timeLimit(.minutes(Environment.patience))) func reset_fromAnotherVCPU_whileWorking() throws {
     let driver = try TestDriver(RecordingDevice())
     driver.start(size: 64)
     let thread = try HostThread.start(name: "device") { driver.loop.run() }

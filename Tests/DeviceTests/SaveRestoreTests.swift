@@ -2,6 +2,7 @@ import CLinux
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import StateCodec
 import Testing
 import VirtioLayout
@@ -238,7 +239,7 @@ struct SaveRestoreCase: CustomTestStringConvertible, Sendable {
   ]
 }
 
-@Suite("Family 18: saved device state", .timeLimit(.minutes(1))) struct SaveRestoreTests {
+@Suite("Family 18: saved device state", .timeLimit(.minutes(Environment.patience))) struct SaveRestoreTests {
   /// Memory with the same contents.
   private func twin(_ memory: GuestMemory) throws -> GuestMemory {
     let copy = try GuestMemory(size: memory.size)

@@ -115,7 +115,7 @@ private func framed(_ frame: [UInt8]) -> [UInt8] {
   return (0..<4).reversed().map { UInt8(truncatingIfNeeded: count >> (8 * $0)) } + frame
 }
 
-@Suite("Family 14: socket back end", .timeLimit(.minutes(1))) struct SocketTests {
+@Suite("Family 14: socket back end", .timeLimit(.minutes(Environment.patience))) struct SocketTests {
   @Test func socket_framesBothWays() throws {
     let rig = try SocketRig()
     defer { rig.stop() }

@@ -110,7 +110,7 @@ private final class TapRig {
 }
 
 @Suite(
-  "Family 14: tap back end", .serialized, .timeLimit(.minutes(1)),
+  "Family 14: tap back end", .serialized, .timeLimit(.minutes(Environment.patience)),
   .enabled(if: hasTap, "needs root and /dev/net/tun to make a tap in a network namespace"))
 struct TapTests {
   @Test func tap_framesBothWays() throws {

@@ -2,6 +2,7 @@ import CLinux
 import Devices
 import Glibc
 import GuestMemory
+import Harness
 import Testing
 import VirtioLayout
 
@@ -68,7 +69,7 @@ private let write = VirtqueueDescriptor.write
 
   /// Another vCPU rewrites descriptors all the time. Whatever the device makes of it, it writes where descriptors
   /// can point, and to the used ring.
-  @Test(.timeLimit(.minutes(1))) func ring_rewrittenAllTheTime_writesStayInside() throws {
+  @Test(.timeLimit(.minutes(Environment.patience))) func ring_rewrittenAllTheTime_writesStayInside() throws {
     let driver = try TestDriver(RecordingDevice())
     let stop = Flag()
     driver.start(size: 16)
@@ -170,7 +171,7 @@ private let write = VirtqueueDescriptor.write
 
   /// A driver on one thread, the device thread on another, notifications and interrupts suppressed as the standard
   /// allows. A lost wake-up leaves both asleep, which the driver notices after two seconds.
-  @Test(.timeLimit(.minutes(3)), arguments: [true, false])
+  @Test(.timeLimit(.minutes(3 * Environment.patience)), arguments: [true, false])
   func used_stress_noWakeUpIsLostAndEntriesPrecedeTheIndex(eventIndex: Bool) throws {
     let driver = try TestDriver(RecordingDevice())
     driver.start(eventIndex ? CommonFeature.eventIndex : 0, size: 64)

@@ -26,6 +26,12 @@ public enum Environment {
   public static let labGuest = root.appending(path: "guests/lab/out/lab.elf").path
   public static let linuxGuest = root.appending(path: "guests/linux/out")
 
+  /// How many times longer than usual to wait for something: $MINIVMM_TEST_PATIENCE, or 1. For hosts that are emulated.
+  public static let patience = ProcessInfo.processInfo.environment["MINIVMM_TEST_PATIENCE"].flatMap(Int.init) ?? 1
+
+  /// The option for the longest time between the checkpoints of a ``ProtectedPair``: $MINIVMM_EPOCH_MAX, or the command's own.
+  static let epochMax = ProcessInfo.processInfo.environment["MINIVMM_EPOCH_MAX"].map { ["--epoch-max", $0] } ?? []
+
   public static var hasKVM: Bool { access("/dev/kvm", R_OK | W_OK) == 0 }
   public static var isRoot: Bool { geteuid() == 0 }
   public static var hasLab: Bool { hasKVM && FileManager.default.fileExists(atPath: labGuest) }
@@ -34,7 +40,8 @@ public enum Environment {
   }
 }
 
-/// Runs a program and waits for it, `timeout` seconds at the most; then it is killed and the status is -1.
+/// Runs a program and waits for it, `timeout` seconds (times ``Environment/patience``) at the most; then it is killed and the
+/// status is -1.
 @discardableResult
 public func run(
   _ program: String, _ arguments: [String] = [], input: String? = nil, timeout: TimeInterval = 30
@@ -49,7 +56,7 @@ public func run(
   if let input { stdin.write(input) }
   stdin.closeWriting()
   let killer = DispatchWorkItem { child.signal(SIGTERM) }
-  DispatchQueue.global().asyncAfter(deadline: .now() + timeout, execute: killer)
+  DispatchQueue.global().asyncAfter(deadline: .now() + timeout * Double(Environment.patience), execute: killer)
   let box = TextBox()
   let group = DispatchGroup()
   DispatchQueue.global().async(group: group) { box.text = errors.readToEnd() }

@@ -78,7 +78,7 @@ private final class Transcript: @unchecked Sendable {
 
   /// False when `line` was not said so often before the end or the time-out, in seconds.
   func wait(for line: String, times: Int, timeout: TimeInterval) -> Bool {
-    let deadline = Date(timeIntervalSinceNow: timeout)
+    let deadline = Date(timeIntervalSinceNow: timeout * Double(Environment.patience))
     return lock.withLock {
       func isSaid() -> Bool { times == 1 ? said.contains(line) : said.ranges(of: line).count >= times }
       while !isSaid() {

@@ -37,7 +37,7 @@ public final class Load {
     public var journal = 2
     /// Longest pause between two requests of a client, in microseconds.
     public var pause = 20_000
-    /// Seconds without a reply that are a failure.
+    /// Seconds (times ``Environment/patience``) without a reply that are a failure.
     public var patience = 10
     public init() {}
   }
@@ -54,7 +54,7 @@ public final class Load {
       "address": Namespace.guest, "seed": seed, "history": history.path, "tcp": options.connections,
       "address6": Namespace.guestIPv6, "tcp6": options.ipv6, "udp": options.udp, "churn": options.churn,
       "journal": options.journal, "memcached": options.memcached, "pause_us": options.pause,
-      "patience": options.patience,
+      "patience": options.patience * Environment.patience,
       "interface": "br0",
     ]
     let text = String(decoding: try JSONSerialization.data(withJSONObject: settings), as: UTF8.self)

@@ -56,7 +56,8 @@ public final class Namespace: Sendable {
   public func connectICMPv6(to address: String) throws -> Connection { try connect(SOCK_RAW, 0, address, 5000) }
 
   private func connect(_ type: __socket_type, _ port: UInt16, _ address: String, _ timeout: Int) throws -> Connection {
-    let descriptor = harness_connect("/run/netns/\(name)", Int32(type.rawValue), address, port, Int32(timeout))
+    let descriptor = harness_connect(
+      "/run/netns/\(name)", Int32(type.rawValue), address, port, Int32(timeout * Environment.patience))
     guard descriptor >= 0 else {
       throw HarnessError("connect to \(address):\(port): \(String(cString: strerror(-descriptor)))")
     }
@@ -97,7 +98,7 @@ public final class Connection: Sendable {
   /// Exactly `count` bytes, or fewer when the peer closed or nothing came for `timeout` milliseconds.
   public func receive(_ count: Int, timeout: Int = 5000) throws -> [UInt8] {
     var bytes = [UInt8](repeating: 0, count: count)
-    let got = harness_receive(descriptor, &bytes, Int32(count), Int32(timeout))
+    let got = harness_receive(descriptor, &bytes, Int32(count), Int32(timeout * Environment.patience))
     guard got >= 0 else { throw HarnessError("receive: \(String(cString: strerror(-got)))") }
     return Array(bytes.prefix(Int(got)))
   }

@@ -32,7 +32,8 @@ public final class ProtectedPair {
     space = try Namespace(taps: (0...Self.secondaries).map { "tap\($0)" }, bridged: true)
     primary = try Guest(
       try ["primary"] + guest.arguments(folder, cpus: cpus, dirties: dirties, burns: mode == "colo++" && cpus > 1)
-        + ["--net", "tap=tap0", "--replicate", "127.0.0.1:7000", "--key", key, "--mode", mode] + Self.options(faults),
+        + ["--net", "tap=tap0", "--replicate", "127.0.0.1:7000", "--key", key, "--mode", mode]
+        + Environment.epochMax + Self.options(faults),
       in: space)
     guests = [primary]
     ports[primary.identifier] = 7000

@@ -6,7 +6,7 @@ extension Integration {
   /// `./test --campaign N --seed S` plays other rounds than these.
   @Suite(
     "Campaign", .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
-    .timeLimit(.minutes(6)))
+    .timeLimit(.minutes(6 * Environment.patience)))
   struct Campaigns {
     private let folder = TestFolder()
 

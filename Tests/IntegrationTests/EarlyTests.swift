@@ -7,7 +7,7 @@ extension Integration {
   @Suite(
     "Output told early",
     .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
-    .timeLimit(.minutes(3)))
+    .timeLimit(.minutes(3 * Environment.patience)))
   struct EarlyOutput {
     private let space: Namespace
     private let folder = TestFolder()

@@ -7,7 +7,7 @@ extension Integration {
   @Suite(
     "Linux in colo++",
     .enabled(if: Environment.hasLinux && Environment.isRoot, "needs root, /dev/kvm and the built Linux guest"),
-    .timeLimit(.minutes(4)))
+    .timeLimit(.minutes(4 * Environment.patience)))
   struct LinuxPair {
     private let space: Namespace
     private let folder = TestFolder()

@@ -7,7 +7,7 @@ extension Integration {
   @Suite(
     "Commands of a pair",
     .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
-    .timeLimit(.minutes(3)))
+    .timeLimit(.minutes(3 * Environment.patience)))
   struct PairCommands {
     let space: Namespace
     let folder = TestFolder()

@@ -5,7 +5,7 @@ import Testing
 extension Integration {
   @Suite(
     "Pairs' disks", .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
-    .timeLimit(.minutes(3)))
+    .timeLimit(.minutes(3 * Environment.patience)))
   struct PairDisks {
     private let folder = TestFolder()
 

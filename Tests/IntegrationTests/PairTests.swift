@@ -6,7 +6,7 @@ extension Integration {
   /// A protected guest, real clients on connections opened before the kill, and a real SIGKILL.
   @Suite(
     "Pairs", .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
-    .timeLimit(.minutes(3)))
+    .timeLimit(.minutes(3 * Environment.patience)))
   struct Pairs {
     private let space: Namespace
     private let folder = TestFolder()

@@ -6,7 +6,7 @@ extension Integration {
   /// The ways between the two hosts of a pair, and what their loss means.
   @Suite(
     "Paths", .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
-    .timeLimit(.minutes(3)))
+    .timeLimit(.minutes(3 * Environment.patience)))
   struct Paths {
     private let net: TwoHosts
     private let folder = TestFolder()

@@ -7,7 +7,7 @@ extension Integration {
   @Suite(
     "Network at a takeover",
     .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
-    .timeLimit(.minutes(3)))
+    .timeLimit(.minutes(3 * Environment.patience)))
   struct TakeoverNetwork {
     private let space: Namespace
     private let folder = TestFolder()

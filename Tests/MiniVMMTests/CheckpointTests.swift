@@ -19,7 +19,7 @@ extension MachineTests {
       try memory.regions.flatMap { try memory.bytes(at: $0.start, count: Int($0.size)) }
     }
 
-    @Test(.timeLimit(.minutes(1))) func secondary_equalsThePrimaryAfterEveryLoad() throws {
+    @Test(.timeLimit(.minutes(Environment.patience))) func secondary_equalsThePrimaryAfterEveryLoad() throws {
       let primary = try makeUserModeMachine(Self.code, dirtyTracking: .bitmap)
       let secondary = try makeMachine([], dirtyTracking: .bitmap, load: false, rollsBack: true)
       let stage = PageStage()
@@ -75,7 +75,9 @@ extension MachineTests {
 
     /// A guest that ends only on the secondary is put back by the next checkpoint, any number of times; one that has ended
     /// when ends count again has.
-    @Test(.timeLimit(.minutes(1)), arguments: OwnEnd.allCases) func secondarysOwnEnd_isHeld(_ own: OwnEnd) throws {
+    @Test(.timeLimit(.minutes(Environment.patience)), arguments: OwnEnd.allCases) func secondarysOwnEnd_isHeld(
+      _ own: OwnEnd
+    ) throws {
       let primary = try makeMachine(Code.countForever, dirtyTracking: .bitmap)
       let secondary = try makeMachine([], dirtyTracking: .bitmap, load: false, rollsBack: true)
       secondary.holdEnds()

@@ -2,13 +2,14 @@ import CKVM
 import CLinux
 import Glibc
 import GuestMemory
+import Harness
 import Testing
 
 @testable import MiniVMM
 
 extension MachineTests {
   /// A machine of 5 GiB: 3 below the hole, 2 above 4 GiB. Only touched pages take memory of the host.
-  @Suite("Family 15: RAM above 4 GiB", .timeLimit(.minutes(1))) struct HighMemoryTests {
+  @Suite("Family 15: RAM above 4 GiB", .timeLimit(.minutes(Environment.patience))) struct HighMemoryTests {
     private static let mebibytes: UInt64 = 5 << 10
     /// The page above 4 GiB that guests here count in, and its index among all pages (the hole has none).
     private static let page: UInt64 = GuestMemory.highStart + 0x7654_3000

@@ -35,7 +35,7 @@ extension MachineTests {
     @Test(
       .enabled(
         if: unsafe access("/dev/kvm", R_OK | W_OK) == 0 && access(DirtyCompletenessTests.kernel, R_OK) == 0,
-        "needs /dev/kvm and the lab guest"), .timeLimit(.minutes(2)), arguments: [1, 2])
+        "needs /dev/kvm and the lab guest"), .timeLimit(.minutes(2 * Environment.patience)), arguments: [1, 2])
     func busySecondary_isTheCheckpointAfterEachLoad(cpus: Int) throws {
       var description = MachineDescription()
       description.memory = 32 << 20

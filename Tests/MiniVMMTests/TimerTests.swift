@@ -9,18 +9,20 @@ import Testing
 
 extension MachineTests {
   /// A guest's TSC-deadline timer that is running while the machine is saved.
-  @Suite(.timeLimit(.minutes(1)), .enabled(if: TimerGuest.isPossible, "KVM has no TSC-deadline timer here"))
+  @Suite(
+    .timeLimit(.minutes(Environment.patience)),
+    .enabled(if: TimerGuest.isPossible, "KVM has no TSC-deadline timer here"))
   struct TimerTests {
     enum Target: CaseIterable { case newMachine, sameMachine }
 
     /// The clock stands still while the machine is away: the timer has as long to go as it had, is not lost, and fires once.
     @Test(arguments: Target.allCases)
     func runningTimer_firesOnceWhenItsTimeHasCome(target: Target) throws {
-      let saved = try TimerGuest(delayMilliseconds: 400)
+      let saved = try TimerGuest(delayMilliseconds: 400 * UInt64(Environment.patience))
       let state = try saved.saveWhileItRuns()
       let secondsLeft = saved.seconds(from: state.vcpus[0].tsc, to: try #require(state.vcpus[0].tscDeadline))
       // Away for longer than the timer has to go. Not a wait for anything: time passes.
-      usleep(500_000)
+      usleep(500_000 * UInt32(Environment.patience))
 
       let restored = target == .newMachine ? try TimerGuest(restoredFrom: saved) : saved
       let begin = ContinuousClock.now

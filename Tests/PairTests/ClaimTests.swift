@@ -1,5 +1,6 @@
 import Devices
 import Glibc
+import Harness
 import MiniVMM
 import Replication
 import Testing
@@ -7,7 +8,9 @@ import Testing
 @testable import Pair
 
 /// What a primary makes of a secondary that claims to have what it was never sent: believed, that would let everything out for good.
-@Suite("Claims of a secondary", .enabled(if: hasKVM, "needs /dev/kvm"), .timeLimit(.minutes(1)), .serialized)
+@Suite(
+  "Claims of a secondary", .enabled(if: hasKVM, "needs /dev/kvm"), .timeLimit(.minutes(Environment.patience)),
+  .serialized)
 struct ClaimTests {
   @Test(arguments: [Message.received(epoch: 2), .received(epoch: .max), .inputAcknowledged(card: 0, count: 1)])
   func ofWhatWasNotSent_endTheChannel(claim: Message) throws {

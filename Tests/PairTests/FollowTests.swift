@@ -1,5 +1,6 @@
 import Devices
 import GuestMemory
+import Harness
 import MiniVMM
 import Replication
 import StateCodec
@@ -8,7 +9,9 @@ import Testing
 @testable import Pair
 
 /// What a secondary makes of what its primary says, over a real channel.
-@Suite("What a secondary takes", .enabled(if: hasKVM, "needs /dev/kvm"), .timeLimit(.minutes(1)), .serialized)
+@Suite(
+  "What a secondary takes", .enabled(if: hasKVM, "needs /dev/kvm"), .timeLimit(.minutes(Environment.patience)),
+  .serialized)
 struct FollowTests {
   /// What is said behind a first checkpoint that was loaded. `state` is a whole machine's.
   struct Row: Sendable, CustomTestStringConvertible {
