@@ -59,12 +59,15 @@ start_guest() {
   start guest run --net "tap=$tap" "$@"
 }
 
+# How many times longer than usual to wait for something; for hosts that are emulated.
+patience=${MINIVMM_TEST_PATIENCE:-1}
+
 # wait_for NAME TEXT SECONDS: until the log of NAME has TEXT.
 wait_for() {
-  local start=$SECONDS pid="pid_$1"
+  local start=$SECONDS pid="pid_$1" limit=$(($3 * patience))
   until grep -q -- "$2" "$logs/$1"; do
     kill -0 "${!pid}" 2>/dev/null || { tail -n 20 "$logs/$1" >&2; die "$1 ended before it said '$2'"; }
-    [ $((SECONDS - start)) -lt "$3" ] || { tail -n 20 "$logs/$1" >&2; die "no '$2' from $1 within $3 s"; }
+    [ $((SECONDS - start)) -lt "$limit" ] || { tail -n 20 "$logs/$1" >&2; die "no '$2' from $1 within $limit s"; }
     [ ! -t 1 ] || printf '\r\033[K    %d s' $((SECONDS - start))
     sleep 0.2
   done
@@ -79,7 +82,7 @@ counted() { if [ -e "$folder/counted" ]; then wc -l <"$folder/counted"; else ech
 wait_for_count() {
   local start=$SECONDS
   until [ "$(counted)" -ge "$1" ]; do
-    [ $((SECONDS - start)) -lt 60 ] || die "the client got only $(counted) replies within 60 s"
+    [ $((SECONDS - start)) -lt $((60 * patience)) ] || die "the client got only $(counted) replies within $((60 * patience)) s"
     sleep 0.05
   done
 }

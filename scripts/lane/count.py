@@ -13,8 +13,8 @@ failed = []
 
 def count(name, port, request, prefix, first=b"", reply=b""):
     try:
-        connection = socket.create_connection((ADDRESS, port), 60)
-        connection.settimeout(60)
+        connection = socket.create_connection((ADDRESS, port), 120)
+        connection.settimeout(120)
         lines = connection.makefile("rb")
         if first:
             connection.sendall(first)
