@@ -320,6 +320,7 @@ public final class PairBackend: FrameBackend {
         unsafe frame.withUnsafeBytes { unsafe buffer.copyMemory(from: $0) }
       } else {
         count = unsafe tap.receive(into: buffer)
+        if count < 0 { state.traffic.wireLost() }
       }
       guard count > NetHeader.size, let early = state.early else { return count }
       let frame = unsafe UnsafeRawBufferPointer(rebasing: buffer[..<count])

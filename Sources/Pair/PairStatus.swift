@@ -92,6 +92,9 @@ public struct PairStatus: Codable, Equatable, Sendable {
   /// Only while there is a peer.
   public var signs: Signs?
 
+  /// What is wrong, or why the last secondary was lost.
+  public var notice: String?
+
   /// How many of the guest's CPUs are active; known of a guest that can leave some idle.
   public var activeCPUs: Int?
 

@@ -30,4 +30,10 @@ public protocol PairTraffic: AnyObject, Sendable {
   func flush()
   /// There is no more output for the moment.
   func outputEnded()
+  /// The tap has gone for good.
+  func wireLost()
+}
+
+extension PairTraffic {
+  public func wireLost() {}
 }

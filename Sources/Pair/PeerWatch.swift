@@ -98,6 +98,9 @@ final class PeerWatch: Sendable {
   /// Told what people should hear of the paths.
   func tellOfPaths(to tell: @escaping @Sendable (String) -> Void) { state.withLock { $0.tell = tell } }
 
+  /// Tells people what they should hear.
+  func say(_ text: String) { state.withLock { $0.tell }(text) }
+
   /// This side serves in `term`: it was a secondary until now.
   func take(term: UInt64) { state.withLock { $0.roles = RoleMachine(role: .alone, term: term) } }
 

@@ -7,7 +7,9 @@ internal import Synchronization
 extension PrimarySide: PairSide {
   public var status: PairStatus {
     var status = PairStatus(role: peer.role, mode: options.mode, term: peer.term)
+    let role = status.role
     let sent = state.withLock { state in
+      status.notice = state.isTapLost ? Self.tapLost : role == .alone && !state.loss.isEmpty ? state.loss : nil
       status.epoch = state.epoch
       status.received = state.received
       return state.channel?.bytesSent ?? 0

@@ -16,6 +16,7 @@ extension PrimarySide {
       }
       if let wanted { return wanted }
       let now = lx_monotonic_ns()
+      handOver(now)
       if now - last >= options.period {
         patience.shorten()
         return .period
@@ -31,6 +32,25 @@ extension PrimarySide {
       _ = lx_eventfd_take(wake)
     }
   }
+
+  private static let askAgainAfter: UInt64 = 1_000_000_000
+
+  /// Without its tap this side can't serve the clients, and a secondary that is there can: it leaves when its own has gone. Once more
+  /// a second, while it may not.
+  private func handOver(_ now: UInt64) {
+    guard peer.role == .primary else { return }
+    let (channel, isFirst) = state.withLock { (state: inout State) -> (Channel?, Bool) in
+      let isDue = state.askedToTakeOver.map { now - min($0, now) > Self.askAgainAfter } ?? true
+      guard state.isTapLost, isDue else { return (nil, false) }
+      defer { state.askedToTakeOver = now }
+      return (state.channel, state.askedToTakeOver == nil)
+    }
+    guard let channel else { return }
+    if isFirst { peer.say("\(Self.tapLost); the secondary is asked to take over") }
+    try? channel.send(.takeOver)
+  }
+
+  static let tapLost = "this side's tap has gone"
 
   /// A secondary may wait with what it takes for output that leaves early, while this side waits for it: both guests have marked
   /// it, and their memory differs. It is asked before anybody is taken for silent.

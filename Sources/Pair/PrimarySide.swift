@@ -46,6 +46,11 @@ public final class PrimarySide: PairTraffic {
     /// What was told of disks since the first cut.
     var backlog = DiskBacklog()
     var wanted: CheckpointCause?
+    /// The guest has no network here, and when the secondary was last asked to take it over, in monotonic nanoseconds.
+    var isTapLost = false
+    var askedToTakeOver: UInt64?
+    /// Why the last secondary was lost; empty before.
+    var loss = ""
     /// When the secondary had loaded the newest checkpoint.
     var loadedAt: UInt64 = 0
     var loaded: UInt64 = 0
@@ -160,6 +165,11 @@ public final class PrimarySide: PairTraffic {
 
   public func gateIsFull() { requestCheckpoint(.queueFull) }
 
+  public func wireLost() {
+    state.withLock { $0.isTapLost = true }
+    lx_eventfd_signal(wake)
+  }
+
   public func flush() {
     early.post()
     state.withLock({ $0.channel })?.flush()
@@ -214,7 +224,10 @@ public final class PrimarySide: PairTraffic {
     backend?.roomMade()
     // Waits for a write under way, which the disk may keep waiting.
     for disk in disks { disk.mirror(to: nil) }
-    state.withLock { $0.channel = nil }
+    state.withLock { state in
+      state.channel = nil
+      state.loss = why
+    }
     meter.channelEnded(bytesSent: channel.bytesSent)
     if machine.end == nil { peer.change(.peerLost) }
     turn.borrow(machine) {}
@@ -353,7 +366,7 @@ public final class PrimarySide: PairTraffic {
             state.loadedAt = lx_monotonic_ns()
             state.backlog.loaded(epoch)
           }
-        case .admission: break
+        case .admission(let refusal): if !refusal.isEmpty { throw ChannelError.refused(refusal) }
         case .heartbeat(let term, let time):
           peer.arrived()
           early.heard(time)

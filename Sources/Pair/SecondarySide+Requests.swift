@@ -39,6 +39,7 @@ extension SecondarySide: PairSide {
     guard peer.mayTakeOver else {
       throw PairRefusal("this side was stopped for a while, and the primary may have given it up; try again soon")
     }
+    guard !state.withLock({ $0.isTapLost }) else { throw PairRefusal("\(FollowError.tapLost)") }
     // Looked at with each message of the primary's, at the latest with its next sign of life.
     state.withLock { $0.demanded = true }
     for _ in 0..<5000 {

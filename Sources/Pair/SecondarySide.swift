@@ -57,6 +57,8 @@ public final class SecondarySide: PairTraffic {
     /// Why a load failed half-way: this machine can never run again.
     var broken: String?
     var demanded = false
+    /// Its tap has gone: it could not serve the clients.
+    var isTapLost = false
     var registers: PairRegisters?
     var unconfirmed = RecentOutput()
     /// It reads no more of what the primary says, but waits for it to hear that it is replaced.
@@ -137,7 +139,12 @@ public final class SecondarySide: PairTraffic {
       peer.run(channel) {
         if !state.withLock({ $0.handsOver }) { channel.endReceiving() }
       } onBeat: {
-        if let tap = made.tap { strays.withLock { $0.drain(tap, within: 1_000_000) } }
+        guard let tap = made.tap else { return }
+        let isTapLost = strays.withLock { strays in
+          strays.drain(tap, within: 1_000_000)
+          return strays.isTapLost
+        }
+        if isTapLost { state.withLock { $0.isTapLost = true } }
       }
     }
     var why = "the primary is lost"
@@ -150,9 +157,15 @@ public final class SecondarySide: PairTraffic {
       why = "\(error)"
       isLoss = error is ChannelError || error is FollowError
       if case FollowError.dismissed(guestEnded: true) = error { guestEnded = true }
+      if case FollowError.tapLost = error { isLoss = false }
       // Unless it is the channel that has ended, the primary lives: it must see that it is not followed any more.
       switch error {
       case ChannelError.closed, ChannelError.system, FollowError.demanded: break
+      case FollowError.tapLost:
+        peer.change(.withdrew)
+        try? channel.send(.admission(refusal: "its tap has gone"))
+        awaitEnd(of: channel, nil)
+        channel.close()
       default: channel.close()
       }
     }
@@ -314,7 +327,9 @@ public final class SecondarySide: PairTraffic {
         hasSaid = false
       }
       // Whole messages only: what was read counts.
-      if state.withLock({ $0.demanded }) { throw FollowError.demanded }
+      let (isTapLost, isDemanded) = state.withLock { ($0.isTapLost, $0.demanded) }
+      if isTapLost { throw FollowError.tapLost }
+      if isDemanded { throw FollowError.demanded }
     }
   }
 

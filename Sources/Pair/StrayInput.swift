@@ -16,6 +16,8 @@ struct StrayInput {
   /// Each has come at `since` or later, in monotonic nanoseconds.
   private var ring: [(since: UInt64, frame: [UInt8])] = []
   private var size = 0
+  /// The tap said that it has gone.
+  private(set) var isTapLost = false
   /// Everything that came before this time has been read.
   private var emptied: UInt64 = 0
   private var buffer = [UInt8](repeating: 0, count: 1 << 17)
@@ -29,7 +31,10 @@ struct StrayInput {
       let now = clock()
       if now - start > limit { return }
       let count = unsafe buffer.withUnsafeMutableBytes { unsafe tap.receive(into: $0) }
-      guard count > 0 else { return emptied = now }
+      guard count > 0 else {
+        isTapLost = isTapLost || count < 0
+        return emptied = now
+      }
       ring.append((emptied, Array(buffer[..<count])))
       size += count
       while ring.count > Self.frames || size > Self.bytes { size -= ring.removeFirst().frame.count }

@@ -46,6 +46,54 @@ extension Integration {
       #expect(Self.status(control).contains("backend lost"))
       #expect(guest.isRunning)
     }
+
+    /// A secondary without a tap could not serve the clients: it promises nothing any more.
+    @Test(arguments: ["remus", "colo"]) func secondaryWhoseTapIsDeleted_leaves(mode: String) throws {
+      let folder = TestFolder()
+      let pair = try ProtectedPair(mode: mode, folder: folder.url)
+      let second = try pair.addSecondary()
+      try pair.waitUntilProtected()
+      _ = try pair.space.inside("ip", ["link", "del", "tap1"])
+      try pair.waitForLoneliness()
+      #expect(pair.primary.console.contains("pair: alone: the other side refuses: its tap has gone"))
+      #expect(try second.waitForExit() == 76)
+      #expect(second.console.contains("this side's tap has gone; make it again"))
+      #expect(second.count(of: "now takingOver") == 0)
+      // The guest is none the worse.
+      let client = try pair.space.connect(port: 11211)
+      #expect(try client.exchange("set k 0 0 1\r\nx\r\n", expecting: "STORED\r\n"))
+      // Another secondary, with a tap of its own, protects it.
+      _ = try pair.addSecondary()
+      try pair.waitUntilProtected()
+    }
+
+    /// The guest goes on where it has a network.
+    @Test(arguments: ["remus", "colo", "colo++"]) func primaryWhoseTapIsDeleted_handsOver(mode: String) throws {
+      let folder = TestFolder()
+      let pair = try ProtectedPair(mode: mode, folder: folder.url)
+      let (first, second) = (pair.primary, try pair.addSecondary())
+      try pair.waitUntilProtected()
+      let client = try pair.space.connect(port: 11211)
+      #expect(try client.exchange("set k 0 0 1\r\nx\r\n", expecting: "STORED\r\n"))
+      _ = try pair.space.inside("ip", ["link", "del", "tap0"])
+      try first.wait(for: "this side's tap has gone; the secondary is asked to take over", timeout: 10)
+      try second.wait(for: "pair: now alone", timeout: 10)
+      #expect(try client.exchange("get k\r\n", expecting: "VALUE k 0 1\r\nx\r\nEND\r\n", timeout: 20_000))
+      #expect(try first.waitForExit() == 0, "\(first.console)")
+      #expect(first.console.contains("net0: its tap has gone"))
+    }
+
+    /// Nobody is there to hand over to: it goes on, says so, and hands over to the first who comes.
+    @Test func primaryWithoutASecondary_saysSo_andHandsOverLater() throws {
+      let folder = TestFolder()
+      let pair = try ProtectedPair(mode: "colo", folder: folder.url)
+      _ = try pair.space.inside("ip", ["link", "del", "tap0"])
+      try pair.primary.wait(for: "net0: its tap has gone", timeout: 10)
+      let second = try pair.addSecondary()
+      try second.wait(for: "pair: now alone", timeout: 20)
+      let client = try pair.space.connect(port: 11211)
+      #expect(try client.exchange("set k 0 0 1\r\nx\r\n", expecting: "STORED\r\n"))
+    }
   }
 }
 

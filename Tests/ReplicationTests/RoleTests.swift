@@ -127,7 +127,8 @@ import Testing
     #expect(roles.handle(.laterTerm(4))?.to == .fenced)
     #expect(!roles.mayEmit)
     for event in [
-      RoleEvent.secondaryConnected, .firstCheckpoint, .peerLost, .takeoverDone, .failoverDemanded, .laterTerm(9),
+      RoleEvent.secondaryConnected, .withdrew, .firstCheckpoint, .peerLost, .takeoverDone, .failoverDemanded,
+      .laterTerm(9),
     ] {
       #expect(roles.handle(event) == nil)
     }

@@ -22,6 +22,7 @@ enum StatusText {
 
   static func pairRows(_ pair: PairStatus) -> [(String, String)] {
     var rows = [("role", "\(pair.role.rawValue)\(pair.mode.map { ", \($0.rawValue)" } ?? ""), term \(pair.term)")]
+    if let notice = pair.notice { rows.append(("notice", notice)) }
     if let epoch = pair.epoch {
       rows.append(("epoch", "\(epoch), received \(pair.received ?? 0), loaded \(pair.loaded)"))
     } else {

@@ -28,6 +28,8 @@ public enum RoleEvent: Equatable, Sendable {
   case takeoverDone
   /// Somebody asked this side to take over.
   case failoverDemanded
+  /// A secondary can't serve the clients any more, and tells the primary so.
+  case withdrew
   /// The peer, or a witness, names a later term than ours.
   case laterTerm(UInt64)
 }
@@ -41,6 +43,7 @@ extension RoleEvent: CustomStringConvertible {
     case .peerSaidFarewell: "the other side said farewell"
     case .takeoverDone: "the takeover is done"
     case .failoverDemanded: "asked to take over"
+    case .withdrew: "this side has left the pair"
     case .laterTerm(let term): "the other side serves in term \(term)"
     }
   }
@@ -88,7 +91,8 @@ public struct RoleMachine: Sendable {
       role = .takingOver
       term += 1
     case (.takingOver, .takeoverDone): role = .alone
-    case (.secondary, .peerSaidFarewell), (.joining, .peerSaidFarewell): role = .fenced
+    case (.secondary, .peerSaidFarewell), (.joining, .peerSaidFarewell), (.secondary, .withdrew), (.joining, .withdrew):
+      role = .fenced
     default: return nil
     }
     return Transition(from: from, to: role, cause: event)
