@@ -1,13 +1,15 @@
 """Counts in redis and in memcached, on one connection each, and says every number that it was told.
 
-ARGV: the guest's address, then how many numbers. A line is `redis N` or `memcached N`, in the order of the replies; `lost` and the
-reason when a connection ends. Exit code 0 when every number came once, in order."""
+ARGV: the guest's address, and a file that ends the count once it exists. A line is `redis N` or `memcached N`, in the order of
+the replies; `lost` and the reason when a connection ends. Exit code 0 when every number came once, in order."""
 
+import itertools
+import os
 import socket
 import sys
 import threading
 
-ADDRESS, COUNT = sys.argv[1], int(sys.argv[2])
+ADDRESS, END = sys.argv[1:]
 failed = []
 
 
@@ -20,7 +22,9 @@ def count(name, port, request, prefix, first=b"", reply=b""):
             connection.sendall(first)
             if lines.readline() != reply:
                 raise ValueError(f"no {reply!r}")
-        for number in range(1, COUNT + 1):
+        for number in itertools.count(1):
+            if os.path.exists(END):
+                return
             connection.sendall(request)
             line = lines.readline()
             if line != prefix + b"%d\r\n" % number:
