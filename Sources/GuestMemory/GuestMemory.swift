@@ -128,8 +128,9 @@ extension GuestMemoryError: CustomStringConvertible {
     let base = unsafe mapping + before
     if before > 0 { unsafe lx_munmap(mapping, before) }
     unsafe lx_munmap(base + size, huge - before)
-    // A kernel without transparent huge pages does without.
-    _ = unsafe lx_madvise(base, size, MADV_HUGEPAGE)
+    // Not the first: a start writes a few pages there, and the kernel would zero all of it, which takes a third of a millisecond and
+    // more. A kernel without transparent huge pages does without.
+    if size > huge { _ = unsafe lx_madvise(base + huge, size - huge, MADV_HUGEPAGE) }
     return unsafe base
   }
 

@@ -13,14 +13,17 @@ RAM_MIB = 128
 
 
 def resident_beyond_ram(pid):
-    """MiB resident in all mappings but guest RAM, which is the one of RAM's size."""
-    total, size = 0, 0
+    """MiB resident in all mappings but guest RAM: QEMU's is the one of RAM's size, ours are those that a core dump leaves out."""
+    total, size, resident = 0, 0, 0
     with open(f"/proc/{pid}/smaps") as file:
         for line in file:
-            if line.startswith("Size:"):
-                size = int(line.split()[1])
-            elif line.startswith("Rss:") and size < RAM_MIB << 10:
-                total += int(line.split()[1])
+            name, *words = line.split()
+            if name == "Size:":
+                size = int(words[0])
+            elif name == "Rss:":
+                resident = int(words[0])
+            elif name == "VmFlags:" and size < RAM_MIB << 10 and not ("dd" in words and size >= 1 << 10):
+                total += resident
     return total / 1024
 
 

@@ -6,7 +6,6 @@ extension VirtualCPU {
   static let tscRegister: UInt32 = 0x10
   static let tscDeadlineRegister: UInt32 = 0x6e0
   private static let tscAdjustRegister: UInt32 = 0x3b
-  private static let wallClockRegister: UInt32 = 0x4b56_4d00
 
   /// Counters, their controls and buffers, of which guests have none (``CPUID``): Intel SDM vol. 4; AMD APM vol. 2, appendix A.
   private static let pmuRegisters: [ClosedRange<UInt32>] = [
@@ -107,22 +106,23 @@ extension VirtualCPU {
     }
   }
 
-  /// Writes in order. A register that KVM does not let anybody write is fine as long as it has the value already.
+  /// Writes in order those that differ. KVM logs writes of some registers even when nothing changes, refuses those of others that it
+  /// lets nobody write, and writes guest memory when it is told again where the wall clock is.
   private func setRegisters(_ registers: [VCPUState.Register]) throws(KVMError) {
-    var rest = registers.map { kvm_msr_entry(index: $0.index, reserved: 0, data: $0.value) }[...]
-    // Writing the wall clock's register makes KVM write guest memory; not where it already points there.
-    if let wall = rest.firstIndex(where: { $0.index == Self.wallClockRegister }),
-      try msrs([Self.wallClockRegister]).first?.data == rest[wall].data
-    {
-      rest.remove(at: wall)
-    }
+    var changed: [kvm_msr_entry] = []
+    var rest = registers[...]
     while !rest.isEmpty {
-      let written = Int(try descriptor.array(.setMSRs, Array(rest)).result)
-      rest = rest.dropFirst(written)
-      guard let refused = rest.first else { return }
-      guard try msrs([refused.index]).first?.data == refused.data else { throw .registerRefused(msr: refused.index) }
-      rest = rest.dropFirst()
+      let present = try msrs(rest.map(\.index)[...])
+      for (register, now) in zip(rest, present) where register.value != now.data {
+        changed.append(kvm_msr_entry(index: register.index, reserved: 0, data: register.value))
+      }
+      rest = rest.dropFirst(present.count)
+      // KVM does not read this one here, but may write it.
+      if let unread = rest.popFirst() {
+        changed.append(kvm_msr_entry(index: unread.index, reserved: 0, data: unread.value))
+      }
     }
+    try setMSRs(changed)
   }
 
   // MARK: Time stamp counter

@@ -17,7 +17,6 @@ final class VirtualMachine: Sendable {
   init(_ system: KVMSystem, memory: GuestMemory) throws(KVMError) {
     descriptor = Descriptor(owning: try system.descriptor.call(.createVM))
     self.memory = memory
-    try hidePMU(system)
     try descriptor.set(.setIdentityMapAddress, Self.identityMapAddress)
     try descriptor.call(.setTSSAddress, Self.tssAddress)
     // Before the interrupt chips: they start an SRCU grace period that the first memslot after them would wait out, 4 to
@@ -43,11 +42,11 @@ final class VirtualMachine: Sendable {
     }
   }
 
-  /// Guests have no PMU (``CPUID``). AMD's first four counters have no CPUID bit that says so: a guest tries them, finds out by #GP,
-  /// and KVM would log each try. Kernels before 5.18 leave the counters that CPUID does not show.
-  private func hidePMU(_ system: KVMSystem) throws(KVMError) {
+  /// Before the first vCPU. Guests have no PMU (``CPUID``). AMD's first four counters have no CPUID bit that says so: a guest tries
+  /// them, finds out by #GP, and KVM would log each try. Kernels before 5.18 leave the counters that CPUID does not show.
+  func hidePMU(_ system: KVMSystem, isAMD: Bool) throws(KVMError) {
     if system.capability(.pmu) & Int(KVM_PMU_CAP_DISABLE) != 0 { try enable(.pmu, UInt64(KVM_PMU_CAP_DISABLE)) }
-    guard system.capability(.msrFilter) > 0, CPUID.isAMD(try system.supportedCPUID()) else { return }
+    guard isAMD, system.capability(.msrFilter) > 0 else { return }
     let (first, count): (UInt32, UInt32) = (0xc001_0000, 8)  // PerfEvtSel0 to 3, PerfCtr0 to 3
     let result = ckvm_deny_registers(descriptor.raw, first, count)
     guard result >= 0 else { throw .failed(.setMSRFilter, errno: -result) }

@@ -7,6 +7,7 @@ extension Machine {
   /// The vCPUs with their CPUID; all but the first wait for INIT and SIPI, as the irqchip has it.
   static func makeVCPUs(_ count: Int, _ machine: VirtualMachine, _ kvm: KVMSystem) throws(KVMError) -> [VirtualCPU] {
     let supported = try kvm.supportedCPUID()
+    try machine.hidePMU(kvm, isAMD: CPUID.isAMD(supported))
     let tscDeadline = kvm.capability(.tscDeadline) > 0
     let hypercalls = ckvm_has_virtualization() != 0
     var vcpus: [VirtualCPU] = []
