@@ -61,6 +61,22 @@ extension MachineTests {
       saved.machine.stop()
     }
 
+    /// A secondary's machine is restored again and again: each time the counter stands where the saved one stood. KVM takes a write that
+    /// is near to the last one for another vCPU's, and would add the time in between.
+    @Test(.enabled(if: (try? TinyGuest.counterCanBeSet(KVMSystem())) == true, "KVM shows the host's counter here"))
+    func counter_standsWhereItStood_afterEachRestore() throws {
+      let guest = try TimerGuest(delayMilliseconds: 10_000)
+      let state = try guest.saveWhileItRuns()
+      for _ in 0..<3 {
+        usleep(500_000)
+        try guest.takeIn(state, clock: .continues)
+        let counter = try #require(guest.machine.vcpus[0].msrs([VirtualCPU.tscRegister]).first).data
+        let off = guest.seconds(from: state.vcpus[0].tsc, to: counter)
+        #expect(off >= 0 && off < 0.4, "it is \(off) s off")
+      }
+      guest.machine.stop()
+    }
+
     /// Where KVM shows guests the host's counter, the deadline moves with it.
     @Test func deadline_movesWithACounterThatIsOff() {
       #expect(VirtualCPU.deadline(1000, shiftedBy: 0) == 1000)
