@@ -13,7 +13,8 @@ import Testing
     let (view, contents) = unsafe (
       UInt(bitPattern: memory.mapping.baseAddress), UInt(bitPattern: memory.contents.baseAddress)
     )
-    let starts = [view, view + UInt(GuestMemory.hugePageSize), contents].map { String($0, radix: 16) + "-" }
+    let second = memory.size > GuestMemory.hugePageSize ? view + UInt(GuestMemory.hugePageSize) : view
+    let starts = [view, second, contents].map { String($0, radix: 16) + "-" }
     var found: [Set<Substring>] = []
     var isOurs = false
     var line = [CChar](repeating: 0, count: 1024)
