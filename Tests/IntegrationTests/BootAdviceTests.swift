@@ -12,10 +12,13 @@ extension Integration {
     /// The sleep control register that ACPI's tables name.
     private static let powerOff: [UInt8] = [0x66, 0xba, 0x06, 0x06, 0xb0, 0x34, 0xee] + hang
 
-    private func arguments(saying text: String, then end: [UInt8], disk: Bool) throws -> [String] {
+    /// - Parameter place: where the text is in guest RAM, if it is not the kernel's own.
+    private func arguments(
+      saying text: String, at place: UInt32? = nil, then end: [UInt8], disk: Bool
+    ) throws -> [String] {
       // mov esi, text; mov dx, 0x3f8; 0: lodsb; test al, al; jz 1f; out dx, al; jmp 0b; 1:
       let loop: [UInt8] = [0x66, 0xba, 0xf8, 0x03, 0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8]
-      let address = UInt32(0x20_0000 + 5 + loop.count + end.count)
+      let address = place ?? UInt32(0x20_0000 + 5 + loop.count + end.count)
       let code = [0xbe] + little(address) + loop + end + Array(text.utf8) + [0]
       let note =
         little(UInt32(4)) + little(UInt32(4)) + little(UInt32(18)) + Array("Xen\0".utf8) + little(UInt32(0x20_0000))
@@ -68,6 +71,27 @@ extension Integration {
       let guest = try Guest(arguments(saying: "bye\n", then: Self.powerOff, disk: false))
       #expect(try guest.waitForExit() == 0)
       #expect(!guest.console.contains("minivmm:"), "\(guest.console)")
+    }
+
+    /// The kernel says its command line, and its file what a Linux that reads ACPI tables has in it.
+    @Test(
+      arguments: [
+        ([], nil, false), (["--no-acpi"], nil, true), ([], #"{"acpi":false}"#, true),
+        (["--acpi"], #"{"acpi":false}"#, false), (["--cmdline", "acpi=off"], nil, true),
+      ] as [([String], String?, Bool)])
+    func devicesAreOnTheCommandLine_whereThereIsNoACPI(options: [String], configuration: String?, expected: Bool) throws
+    {
+      let commandLine: UInt32 = 0x2_0000
+      var words = try arguments(saying: "RSD PTR Linux version 6", at: commandLine, then: Self.powerOff, disk: false)
+      if let configuration {
+        try Data(configuration.utf8).write(to: URL(filePath: folder.path("c.json")))
+        words += ["--config", folder.path("c.json")]
+      }
+      for command in ["run", "pair"] {
+        let outcome = try run(Environment.minivmm, [command] + words.dropFirst() + options)
+        #expect(outcome.status == 0, "\(outcome.errors)")
+        #expect(outcome.output.contains("virtio_mmio.device=") == expected, "\(command): \(outcome.output)")
+      }
     }
   }
 }
