@@ -170,7 +170,9 @@ public final class EarlyWatch: Sendable {
   /// What a client says that it has.
   private func note(_ frame: Frame, hasNoMore: Bool, _ state: inout State) {
     let flow = frame.key.reversed
-    guard frame.flags.contains(.ack), state.ledger?.awaits(flow) == true else { return }
+    guard frame.flags.contains(.ack), state.ledger?.awaits(flow) == true,
+      state.ledger?.canAcknowledge(frame.acknowledgement, flow) == true
+    else { return }
     if let known = state.clients[flow], Int32(bitPattern: frame.acknowledgement &- known.end) < 0 { return }
     state.clients[flow] = Client(end: frame.acknowledgement, hasNoMore: hasNoMore)
   }
@@ -200,7 +202,14 @@ public final class EarlyWatch: Sendable {
         if let start = state.ledger?.uncertain(parsed) { return unsafe part(frame, parsed, ofPieceAt: start, &state) }
         if !parsed.payload.isEmpty { state.waiting[parsed.key] = nil }
       }
-      return state.resets[parsed.key] == nil ? .pass : .drop
+      guard state.resets[parsed.key] != nil else { return .pass }
+      // Another connection of the same name, which its guest takes for one. To a SYN it may also answer that it has the old one still
+      // (RFC 5961 §4.2): then its client resets that.
+      if parsed.flags.contains(.syn) {
+        state.resets[parsed.key] = nil
+        return .pass
+      }
+      return parsed.payload.isEmpty && parsed.flags == .ack ? .pass : .drop
     }
   }
 
@@ -239,12 +248,9 @@ public final class EarlyWatch: Sendable {
       let hasMore = unsafe bytes.withMemoryRebound(to: UInt8.self) { parsed.hasSACK(unsafe Span(_unsafeElements: $0)) }
       note(parsed, hasNoMore: !hasMore, &state)
       guard state.resets[flow] != nil else { return .pass }
-      // Another connection of the same name.
-      if parsed.flags.contains(.syn) {
-        state.resets[flow] = nil
-        return .pass
-      }
-      guard parsed.flags.contains(.ack), !parsed.flags.contains(.rst) else { return .drop }
+      // Anybody can have sent it: what begins another connection, the guest says.
+      if !parsed.flags.isDisjoint(with: [.syn, .rst]) { return .pass }
+      guard parsed.flags.contains(.ack) else { return .drop }
       return .replace(
         ResetFrame.answering(unsafe Array(frame), header: NetHeader.size, sequence: parsed.acknowledgement))
     }

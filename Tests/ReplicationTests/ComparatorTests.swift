@@ -273,10 +273,25 @@ import Testing
     var comparator = Comparator()
     let bytes = Self.tcp(1, "ab")
     _ = comparator.primary(bytes.span, token: 1)
-    comparator.input(TCPSegment(isIncoming: true, flags: TCPSegment.rst).bytes.span)
+    comparator.input(TCPSegment(isIncoming: true, sequence: 5000, flags: TCPSegment.rst).bytes.span)
     #expect(comparator.heldFlows == 1)
     _ = comparator.secondary(bytes.span)
     #expect(comparator.nextEqual() == 1)
     #expect(comparator.heldFlows == 0)
+  }
+
+  /// A reset that is not exactly what the guest expects next, a FIN of long ago, an acknowledgement of what was not sent: the guest
+  /// goes on, and so does the comparison.
+  @Test func forgedFrames_endNothing() {
+    var comparator = Comparator()
+    let fin = Self.tcp(1, "ab", Self.fin)
+    _ = comparator.primary(fin.span, token: 1)
+    _ = comparator.secondary(fin.span)
+    for sequence in [0, 4999, 5001, 1 << 31] as [UInt32] {
+      comparator.input(TCPSegment(isIncoming: true, sequence: sequence, flags: TCPSegment.rst).bytes.span)
+    }
+    comparator.input(TCPSegment(isIncoming: true, sequence: 4000, acknowledgement: 9999, flags: Self.fin).bytes.span)
+    comparator.input(TCPSegment(isIncoming: true, sequence: 5000, acknowledgement: 9999, flags: Self.fin).bytes.span)
+    #expect(comparator.heldFlows == 1)
   }
 }

@@ -21,6 +21,7 @@ import Testing
     #expect(needed([data], [TCPSegment(acknowledgement: 102)]) == [0])
     #expect(needed([data], [TCPSegment(acknowledgement: 103)]) == [])
     #expect(needed([data], [TCPSegment(acknowledgement: 103), TCPSegment(acknowledgement: 90)]) == [])
+    #expect(needed([data], [TCPSegment(acknowledgement: 104)]) == [0], "more than was sent: not its client's")
   }
 
   @Test func input_thatTheGuestHasNotAcknowledged_isGivenAgain() {

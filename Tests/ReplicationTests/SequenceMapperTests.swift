@@ -110,16 +110,48 @@ import Testing
     #expect(answer == expected.bytes)
   }
 
-  /// The primary's SYN-ACK was not told: the client's answer names its numbers.
-  @Test func learntFromTheClient() {
+  // MARK: Frames that anybody can have sent
+
+  /// The primary's numbers are the primary's to say: an acknowledgement names any.
+  @Test func forgedAcknowledgement_teachesNothing() {
     var mapper = SequenceMapper()
-    let secondary = TCPSegment(sequence: 600, flags: Self.synAck, options: Self.timestamps(7500, 1))
+    let secondary = TCPSegment(sequence: 600, flags: Self.synAck)
     #expect(Self.outgoing(&mapper, secondary).0 == .awaitsPrimary)
-    let answer = TCPSegment(acknowledgement: 101, options: Self.timestamps(2, 7000))
-    let (outcome, bytes) = Self.incoming(&mapper, answer)
-    var expected = TCPSegment(acknowledgement: 601, options: Self.timestamps(2, 7500))
+    #expect(Self.incoming(&mapper, TCPSegment(acknowledgement: 9_999_999)).0 == .unchanged)
+    #expect(mapper.primaryOutput(TCPSegment(sequence: 100, flags: Self.synAck).bytes.span, epoch: 1) == .mapped)
+    #expect(Self.outgoing(&mapper, TCPSegment(sequence: 601)).1 == TCPSegment(sequence: 101).bytes)
+  }
+
+  /// Resets, FINs, SYNs and acknowledgements that the guest does not obey leave the mapping as it is.
+  @Test(arguments: [false, true]) func forgedFrames_leaveTheMapping(isAlone: Bool) {
+    var mapper = Self.accepted()
+    _ = Self.outgoing(&mapper, TCPSegment(sequence: 601, acknowledgement: 43, payload: [1]))
+    if isAlone { mapper.failOver() }
+    for flags in [
+      TCPSegment.rst, TCPSegment.rst | TCPSegment.ack, Self.syn, Self.synAck, TCPSegment.fin | TCPSegment.ack,
+    ] {
+      for sequence in [0, 42, 44, 1000, 0xffff_ffff] as [UInt32] {
+        for acknowledgement in [0, 101, 5000, 0xffff_ffff] as [UInt32] {
+          _ = Self.incoming(
+            &mapper, TCPSegment(sequence: sequence, acknowledgement: acknowledgement, flags: flags))
+        }
+      }
+    }
+    // A guest answers what does not fit by a reset of the forger's numbers.
+    _ = Self.outgoing(&mapper, TCPSegment(sequence: 77_777, flags: TCPSegment.rst))
+    let (outcome, bytes) = Self.outgoing(&mapper, TCPSegment(sequence: 602, payload: [2]))
+    #expect(outcome == .mapped && bytes == TCPSegment(sequence: 102, payload: [2]).bytes)
+    var expected = TCPSegment(acknowledgement: 603)
     expected.isIncoming = true
-    #expect(outcome == .mapped && bytes == expected.bytes)
+    #expect(Self.incoming(&mapper, TCPSegment(acknowledgement: 103)).1 == expected.bytes)
+  }
+
+  /// What the guest obeys ends it: exactly the next byte that it expects.
+  @Test func exactReset_endsTheMapping() {
+    var mapper = Self.accepted()
+    _ = Self.outgoing(&mapper, TCPSegment(sequence: 601, acknowledgement: 43, payload: [1]))
+    _ = Self.incoming(&mapper, TCPSegment(sequence: 43, flags: TCPSegment.rst))
+    #expect(mapper.count == 0)
   }
 
   @Test func aLoadedCheckpoint_endsTheMapping() throws {
@@ -191,7 +223,9 @@ import Testing
     #expect(mapper.primaryOutput(other.span, epoch: 1) == .overflow)
     let fin = TCPSegment.fin | TCPSegment.ack
     _ = Self.outgoing(&mapper, TCPSegment(sequence: 601, flags: fin))
-    _ = Self.incoming(&mapper, TCPSegment(acknowledgement: 102, flags: fin))
+    _ = Self.incoming(&mapper, TCPSegment(sequence: 42, acknowledgement: 102, flags: fin))
+    #expect(mapper.primaryOutput(other.span, epoch: 1) == .overflow, "the guest has not taken in the peer's FIN yet")
+    _ = Self.outgoing(&mapper, TCPSegment(sequence: 602, acknowledgement: 43))
     #expect(mapper.primaryOutput(other.span, epoch: 1) == .unchanged)
   }
 

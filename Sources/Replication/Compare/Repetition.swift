@@ -7,6 +7,13 @@ public enum Repetition {
   ///   beyond what the client has acknowledged, and the last bare acknowledgement of a connection that the client has not
   ///   ended: repeated to one that is over, it would be answered by a reset.
   public static func needed(sent: [[UInt8]], received: [[UInt8]], header: Int) -> [Int] {
+    var ends: [FlowKey: UInt32] = [:]
+    for bytes in sent where bytes.count > header {
+      let frame = Frame(bytes.span.extracting(header...))
+      guard frame.kind == .tcp else { continue }
+      let end = frame.sequence &+ Self.length(frame)
+      if ends[frame.key].map({ isAfter(end, $0) }) ?? true { ends[frame.key] = end }
+    }
     var acknowledged: [FlowKey: UInt32] = [:]
     var ended: Set<FlowKey> = []
     for bytes in received where bytes.count > header {
@@ -15,7 +22,8 @@ public enum Repetition {
       let key = frame.key.reversed
       if frame.flags.contains(.syn) { ended.remove(key) }
       if !frame.flags.isDisjoint(with: [.fin, .rst]) { ended.insert(key) }
-      guard frame.flags.contains(.ack) else { continue }
+      // What acknowledges more than was sent is not the client's.
+      guard frame.flags.contains(.ack), let end = ends[key], !isAfter(frame.acknowledgement, end) else { continue }
       if let known = acknowledged[key], Int32(bitPattern: frame.acknowledgement &- known) < 0 { continue }
       acknowledged[key] = frame.acknowledgement
     }
@@ -29,8 +37,7 @@ public enum Repetition {
         continue
       }
       let isLast = seen.insert(frame.key).inserted
-      let flags = frame.flags.isDisjoint(with: [.syn, .fin]) ? 0 : 1
-      let length = UInt32(truncatingIfNeeded: frame.payload.count + flags)
+      let length = Self.length(frame)
       if length == 0 {
         if isLast, !ended.contains(frame.key) { needed.append(index) }
       } else if let known = acknowledged[frame.key] {
@@ -40,6 +47,11 @@ public enum Repetition {
       }
     }
     return needed.reversed()
+  }
+
+  /// Sequence numbers that a segment takes.
+  private static func length(_ frame: Frame) -> UInt32 {
+    UInt32(truncatingIfNeeded: frame.payload.count + (frame.flags.isDisjoint(with: [.syn, .fin]) ? 0 : 1))
   }
 
   /// Which frames a survivor's guest has to be given again: what left early has acknowledged them, whether or not this guest took

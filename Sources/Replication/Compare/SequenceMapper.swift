@@ -5,7 +5,8 @@
 /// difference, and what it is given has ACK, SACK blocks and TSecr raised by it. Its ACK and outgoing SACK blocks speak
 /// of the client's numbers, which both guests know alike.
 ///
-/// The primary's numbers come from its own SYN (``primaryOutput(_:epoch:)``), or else from the client's answer to it.
+/// The primary's numbers come from its own SYN (``primaryOutput(_:epoch:)``) alone. Whatever comes from the network may be forged: it
+/// ends a mapping only where the guest acts on it, which is where it is exactly what the guest expects next (RFC 5961 §3.2).
 /// A mapped TSval may lie behind the primary's by as much as the secondary's SYN was late: after a failover a client may
 /// refuse segments (PAWS) for that long.
 ///
@@ -40,6 +41,11 @@ public struct SequenceMapper: Sendable {
     var finEnd: UInt32?
     var isFinAcknowledged = false
     var isPeerFin = false
+    /// How far the guest has sent, and what it has acknowledged last.
+    var sent: UInt32?
+    var acknowledged: UInt32?
+    /// The position after the peer's FIN, in the peer's numbers.
+    var peerFinEnd: UInt32?
     /// Over on both sides; kept for late retransmissions until its place is needed.
     var isOver: Bool { isFinAcknowledged && isPeerFin }
 
@@ -55,6 +61,17 @@ public struct SequenceMapper: Sendable {
     }
 
     var isIdentity: Bool { offset == 0 && timestampOffset == 0 }
+
+    /// The guest has sent this, in its own numbers.
+    mutating func saw(_ frame: Frame) {
+      let controls = frame.flags.isDisjoint(with: [.syn, .fin]) ? 0 : 1
+      let end = frame.sequence &+ UInt32(truncatingIfNeeded: frame.payload.count + controls)
+      if sent.map({ isAfter(end, $0) }) ?? true { sent = end }
+      if frame.flags.contains(.fin) { finEnd = end }
+      guard frame.flags.contains(.ack) else { return }
+      acknowledged = frame.acknowledgement
+      if let peerFinEnd, !isAfter(peerFinEnd, frame.acknowledgement) { isPeerFin = true }
+    }
   }
 
   /// The most connections kept.
@@ -96,11 +113,16 @@ public struct SequenceMapper: Sendable {
     } else if connections.isEmpty {
       return .unchanged
     }
-    guard let connection = connections[frame.key], let offset = connection.offset else { return .unchanged }
-    if frame.flags.contains(.fin) {
-      connections[frame.key]?.finEnd = frame.sequence &+ UInt32(frame.payload.count) &+ 1
+    guard let index = connections.index(forKey: frame.key), let offset = connections.values[index].offset else {
+      return .unchanged
     }
-    if frame.flags.contains(.rst) { connections[frame.key] = nil }
+    let connection = connections.values[index]
+    // One that answers what does not fit into the connection has that one's numbers, and ends nothing.
+    if frame.flags.contains(.rst) {
+      if frame.sequence == connection.sent { connections.remove(at: index) }
+    } else {
+      connections.values[index].saw(frame)
+    }
     if connection.isIdentity { return .unchanged }
     Self.rewriteOutgoing(&bytes, frame, connection, offset: offset, isPartial: isPartial)
     return .mapped
@@ -114,21 +136,18 @@ public struct SequenceMapper: Sendable {
     let frame = Frame(bytes.span)
     guard frame.kind == .tcp else { return .unchanged }
     let key = frame.key.reversed
-    guard var connection = connections[key] else { return .unchanged }
-    if connection.primary == nil && frame.flags.contains(.ack) && !frame.flags.contains(.rst) {
-      // The first that the client acknowledges is the SYN of the primary, and it echoes its timestamp.
-      let timestamps = Self.timestamps(of: frame, bytes.span)
-      connection.primary = Start(sequence: frame.acknowledgement &- 1, timestamp: timestamps?.echo)
-      connections[key] = connection
+    guard let index = connections.index(forKey: key), let offset = connections.values[index].offset else {
+      return .unchanged
     }
-    guard let offset = connection.offset else { return .unchanged }
-    if frame.flags.contains(.ack), let end = connection.finEnd,
-      Int32(bitPattern: frame.acknowledgement &+ offset &- end) >= 0
-    {
-      connections[key]?.isFinAcknowledged = true
+    let connection = connections.values[index]
+    let isLast = frame.flags.contains(.ack) && frame.acknowledgement &+ offset == connection.sent
+    if frame.flags.contains(.rst) {
+      // Before the guest has acknowledged anything, it goes by its own SYN (RFC 9293 §3.10.7.3).
+      if connection.acknowledged.map({ $0 == frame.sequence }) ?? isLast { connections.remove(at: index) }
+    } else if frame.flags.contains(.fin) {
+      connections.values[index].peerFinEnd = frame.sequence &+ UInt32(frame.payload.count) &+ 1
     }
-    if frame.flags.contains(.fin) { connections[key]?.isPeerFin = true }
-    if frame.flags.contains(.rst) { connections[key] = nil }
+    if isLast, connection.finEnd == connection.sent { connections[key]?.isFinAcknowledged = true }
     if connection.isIdentity || !frame.flags.contains(.ack) { return .unchanged }
     Self.rewriteIncoming(&bytes, frame, connection, offset: offset, isPartial: isPartial)
     return .mapped

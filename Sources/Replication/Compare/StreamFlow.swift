@@ -171,14 +171,19 @@ struct StreamFlow: ComparedFlow, Sendable {
   /// - Returns: whether the connection is over.
   mutating func observePeer(_ frame: Frame) -> Bool {
     guard hasStarted else { return false }
+    // Anybody can have sent it. The guest obeys only a reset that is exactly what it expects next (RFC 5961 §3.2), a FIN beyond what
+    // it has acknowledged, and an acknowledgement of no more than it has sent.
     if frame.flags.contains(.rst) {
-      isPeerDone = true
+      isPeerDone = isPeerDone || halves[0].hasAcknowledged && halves[0].acknowledged == frame.sequence
       return isFinished
     }
-    if frame.flags.contains(.fin) { peerFin = frame.sequence &+ UInt32(frame.payload.count) &+ 1 }
+    if frame.flags.contains(.fin) {
+      let end = frame.sequence &+ UInt32(frame.payload.count) &+ 1
+      if !halves[0].hasAcknowledged(end) || halves[0].acknowledged == end { peerFin = end }
+    }
     let fin = halves[0].fin
     if peerFin != nil, fin != Self.none, fin == halves[1].fin, frame.flags.contains(.ack),
-      position(of: frame.acknowledgement) > fin
+      position(of: frame.acknowledgement) == fin + 1
     {
       isPeerDone = true
     }

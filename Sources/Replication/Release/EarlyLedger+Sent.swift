@@ -15,6 +15,13 @@ extension EarlyLedger {
     return sent
   }
 
+  /// Whether a client can have acknowledged this: it was told as much, or the guest has sent it.
+  public func canAcknowledge(_ number: UInt32, _ flow: FlowKey) -> Bool {
+    guard let known = flows[flow] else { return false }
+    let ends = known.told.map(\.end) + (known.sentUpTo.map { [$0] } ?? [])
+    return ends.contains { !isAfter(number, $0) }
+  }
+
   /// The guest has sent this.
   mutating func sent(_ frame: Frame, _ flow: inout Flow) {
     guard !frame.flags.contains(.rst) else { return }
