@@ -56,6 +56,27 @@ extension Integration {
       }
     }
 
+    /// A guest with a link address of its own is reached at that: its client waits for no neighbour cache.
+    @Test(arguments: ["remus", "colo"]) func takeover_announcesTheGuestsOwnLinkAddress(mode: String) throws {
+      let (first, second) = try pair(
+        mode, "service=kv mac=0x020000000099 ip=\(Namespace.guest)/24 ip6=\(Namespace.guestIPv6)/64")
+      for address in [Namespace.guest, Namespace.guestIPv6] {
+        let client = try space.connect(port: 6379, to: address)
+        #expect(try client.exchange("PING\r\n", expecting: "+PONG\r\n"))
+      }
+      sleep(1)
+      let capture = try program("capture.py", "br0")
+      try capture.wait(for: "capturing", timeout: 10)
+      first.signal(SIGKILL)
+      try second.wait(for: "pair: now alone", timeout: 10)
+      for line in ["rarp -", "arp \(Namespace.guest)", "neighbour \(Namespace.guestIPv6)"] {
+        try capture.wait(for: "\(line) 02:00:00:00:00:99", timeout: 5)
+      }
+      #expect(!capture.console.contains("arp \(Namespace.guest) 52:54"))
+      let client = try space.connect(port: 6379)
+      #expect(try client.exchange("PING\r\n", expecting: "+PONG\r\n"))
+    }
+
     /// A datagram for memcached's port of the guest, as a bridge hands it to a tap; each line of standard input is a command.
     private static let inject = """
       import socket, struct, sys

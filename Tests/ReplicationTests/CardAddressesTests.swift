@@ -8,14 +8,47 @@ import Testing
   private let six: [UInt8] = [0xfd, 0] + [UInt8](repeating: 0, count: 13) + [2]
   private let router: [UInt8] = [0xfe, 0x80] + [UInt8](repeating: 0, count: 13) + [1]
 
-  private func arp(sender: [UInt8], operation: UInt8 = 1) -> [UInt8] {
-    [UInt8](repeating: 0xff, count: 6) + mac + [8, 6, 0, 1, 8, 0, 6, 4, 0, operation] + mac + sender
+  private func arp(
+    sender: [UInt8], operation: UInt8 = 1, link: [UInt8]? = nil, tag: [UInt8] = []
+  ) -> [UInt8] {
+    let link = link ?? mac
+    return [UInt8](repeating: 0xff, count: 6) + link + tag + [8, 6, 0, 1, 8, 0, 6, 4, 0, operation] + link + sender
       + [UInt8](repeating: 0, count: 6) + [10, 0, 0, 1]
   }
 
-  private func icmp(_ type: UInt8, source: [UInt8], target: [UInt8]) -> [UInt8] {
-    [0x33, 0x33, 0, 0, 0, 1] + mac + [0x86, 0xdd, 0x60, 0, 0, 0, 0, 24, 58, 255] + source + router
-      + [type, 0, 0, 0, 0, 0, 0, 0] + target
+  private func icmp(
+    _ type: UInt8, source: [UInt8], target: [UInt8], link: [UInt8]? = nil, options: [UInt8] = [], tag: [UInt8] = []
+  ) -> [UInt8] {
+    [0x33, 0x33, 0, 0, 0, 1] + (link ?? mac) + tag + [0x86, 0xdd, 0x60, 0, 0, 0, 0, 24, 58, 255] + source + router
+      + [type, 0, 0, 0, 0, 0, 0, 0] + target + options
+  }
+
+  /// A guest whose address is not the card's (set by hand, macvlan, bridged containers) is reached there.
+  @Test func eachAddress_isAnnouncedWithTheLinkAddressThatClaimedIt() {
+    let (own, other): ([UInt8], [UInt8]) = ([2, 0, 0, 0, 0, 0x99], [2, 0, 0, 0, 0, 0x98])
+    let tag: [UInt8] = [0x81, 0, 0, 7]
+    var addresses = CardAddresses()
+    addresses.heard(arp(sender: four, link: own).span)
+    addresses.heard(arp(sender: [10, 0, 0, 3], link: other, tag: tag).span)
+    // A bridge passes it on: what counts is the option.
+    addresses.heard(icmp(136, source: router, target: six, options: [2, 1] + own).span)
+    addresses.heard(icmp(135, source: router, target: six, link: other, tag: tag).span)
+    let frames = addresses.announcements(mac)
+    func sources(_ type: [UInt8]) -> [[UInt8]] {
+      frames.filter { Array($0[12..<14]) == type }.map { Array($0[6..<12]) }
+    }
+    #expect(sources([0x80, 0x35]) == [mac, own])
+    #expect(sources([8, 6]) == [own] && sources([0x86, 0xdd]) == [own])
+    let tagged = frames.filter { Array($0[12..<16]) == tag }
+    #expect(tagged.map { Array($0[16..<18]) } == [[0x80, 0x35], [8, 6], [0x86, 0xdd]])
+    #expect(tagged.allSatisfy { Array($0[6..<12]) == other })
+    #expect(Array(tagged[1][26..<36]) == other + [10, 0, 0, 3])
+    // It has moved to another link address.
+    addresses.heard(arp(sender: four, link: mac).span)
+    #expect(addresses.ipv4.filter { $0.address == four }.map(\.link) == [mac])
+    // A group is nowhere.
+    addresses.heard(arp(sender: [10, 0, 0, 4], link: [1, 0, 0, 0, 0, 1]).span)
+    #expect(!addresses.ipv4.contains { $0.address == [10, 0, 0, 4] })
   }
 
   @Test func whatTheGuestClaims_isLearned_andNothingElse() {
@@ -23,14 +56,14 @@ import Testing
     addresses.heard(arp(sender: four).span)
     addresses.heard(icmp(136, source: router, target: six).span)
     addresses.heard(icmp(135, source: six, target: router).span)
-    #expect(addresses.ipv4 == [four] && addresses.ipv6 == [six])
+    #expect(addresses.ipv4.map(\.address) == [four] && addresses.ipv6.map(\.address) == [six])
     let unspecified = [UInt8](repeating: 0, count: 16)
     // Asking whether an address is free claims none; a packet that is passed on has another's source.
     addresses.heard(arp(sender: [0, 0, 0, 0]).span)
     addresses.heard(icmp(135, source: unspecified, target: six).span)
     addresses.heard(icmp(128, source: router, target: six).span)
     addresses.heard(udp([1, 2, 3]).span)
-    #expect(addresses.ipv4 == [four] && addresses.ipv6 == [six])
+    #expect(addresses.ipv4.map(\.address) == [four] && addresses.ipv6.map(\.address) == [six])
   }
 
   @Test func everyTruncation_isHarmless() {
@@ -45,8 +78,8 @@ import Testing
     var addresses = CardAddresses()
     for last in 1...40 as ClosedRange<UInt8> { addresses.heard(arp(sender: [10, 0, 0, last]).span) }
     addresses.heard(arp(sender: [10, 0, 0, 30]).span)
-    #expect(addresses.ipv4.count == CardAddresses.limit && addresses.ipv4.last == [10, 0, 0, 30])
-    #expect(Set(addresses.ipv4).count == CardAddresses.limit)
+    #expect(addresses.ipv4.count == CardAddresses.limit && addresses.ipv4.last?.address == [10, 0, 0, 30])
+    #expect(Set(addresses.ipv4.map(\.address)).count == CardAddresses.limit)
   }
 
   @Test func encoding_roundTrips_andRefusesWhatIsNone() throws {

@@ -85,7 +85,9 @@ enum Interface {
     gateway.addr = parseAddress(CommandLine.value("gw")) ?? 0
     netif_add(netif, &ip, &mask, &gateway, nil, { Interface.initialise($0) }, { ethernet_input($0, $1) })
     for i in 0..<6 {
-      let byte = has(NetFeature.macAddress) ? transport.configuration8(UInt64(i)) : fallbackMAC[i]
+      var byte = has(NetFeature.macAddress) ? transport.configuration8(UInt64(i)) : fallbackMAC[i]
+      // As a guest whose owner has set another than the card's.
+      if let own = CommandLine.number("mac") { byte = UInt8(truncatingIfNeeded: own >> UInt64(8 * (5 - i))) }
       withUnsafeMutableBytes(of: &netif.pointee.hwaddr) { $0[i] = byte }
     }
     netif_set_checksums(
