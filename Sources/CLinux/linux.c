@@ -6,6 +6,7 @@
 #include <netdb.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -121,6 +122,8 @@ static uint64_t clock_ns(clockid_t clock) {
   return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 uint64_t lx_monotonic_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
+// Counts on while the host is suspended.
+uint64_t lx_boottime_ns(void) { return clock_ns(CLOCK_BOOTTIME); }
 uint64_t lx_realtime_ns(void) { return clock_ns(CLOCK_REALTIME); }
 int lx_getrandom(void *buffer, size_t count) {
   for (size_t done = 0; done < count;) {
@@ -215,14 +218,18 @@ static int open_socket(const char *address, int type, int listens) {
   int result = split_address(address, host, sizeof host, &port);
   if (result < 0) return result;
   struct addrinfo hints = {.ai_socktype = type, .ai_flags = AI_NUMERICSERV | (listens ? AI_PASSIVE : 0)}, *found;
+  // No host is any address of both families: one socket of IPv6 has those of IPv4 as well.
+  int is_any = listens && !host[0];
+  if (is_any) hints.ai_family = AF_INET6;
   if (getaddrinfo(host[0] ? host : NULL, port, &hints, &found) != 0) return -EADDRNOTAVAIL;
   result = -EADDRNOTAVAIL;
   for (struct addrinfo *each = found; each; each = each->ai_next) {
-    int mode = SOCK_CLOEXEC | (type == SOCK_DGRAM ? SOCK_NONBLOCK : 0), one = 1;
+    int mode = SOCK_CLOEXEC | (type == SOCK_DGRAM ? SOCK_NONBLOCK : 0), one = 1, zero = 0;
     int fd = socket(each->ai_family, each->ai_socktype | mode, each->ai_protocol);
     if (fd < 0) { result = -errno; continue; }
     if (type == SOCK_STREAM) tcp_prompt(fd);
     if (listens && type == SOCK_STREAM) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (is_any) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
     // Ends a connect() that nobody answers with EINPROGRESS: the kernel's own patience is two minutes.
     struct timeval limit = {.tv_sec = 1, .tv_usec = 500000};
     if (!listens) setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
@@ -235,7 +242,10 @@ static int open_socket(const char *address, int type, int listens) {
     close(fd);
   }
   freeaddrinfo(found);
-  return result;
+  if (!is_any || result != -EAFNOSUPPORT) return result;
+  // A host without IPv6.
+  char four[64];
+  return snprintf(four, sizeof four, "0.0.0.0:%s", port) < (int)sizeof four ? open_socket(four, type, 1) : -EINVAL;
 }
 
 int lx_tcp_connect(const char *address) { return open_socket(address, SOCK_STREAM, 0); }
@@ -254,18 +264,110 @@ int lx_udp_connect_beside(int tcp) {
   }
   return lx_closed_first(fd);
 }
-int lx_udp_listen(const char *address) { return open_socket(address, SOCK_DGRAM, 1); }
-ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct sockaddr_storage *from) {
-  socklen_t size = sizeof *from;
-  ssize_t got = recvfrom(fd, buffer, count, MSG_DONTWAIT, (struct sockaddr *)from, &size);
-  return got < 0 ? -errno : got;
+// Each datagram comes with the local address that it was sent to, and what ICMP says of ours is told.
+int lx_udp_listen(const char *address) {
+  int fd = open_socket(address, SOCK_DGRAM, 1), one = 1;
+  if (fd < 0) return fd;
+  setsockopt(fd, IPPROTO_IP, IP_PKTINFO, &one, sizeof one);
+  setsockopt(fd, IPPROTO_IP, IP_RECVERR, &one, sizeof one);
+  setsockopt(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, &one, sizeof one);
+  setsockopt(fd, IPPROTO_IPV6, IPV6_RECVERR, &one, sizeof one);
+  return fd;
 }
-int lx_udp_answer(int fd, const struct sockaddr_storage *peer) {
-  struct sockaddr none = {.sa_family = AF_UNSPEC};
-  const struct sockaddr *to = peer ? (const struct sockaddr *)peer : &none;
-  socklen_t size = !peer ? sizeof none : peer->ss_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
-  return connect(fd, to, size) < 0 ? -errno : 0;
+
+ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct lx_udp_peer *from) {
+  union {
+    char bytes[256];
+    struct cmsghdr align;
+  } control;
+  struct iovec piece = {buffer, count};
+  struct msghdr message = {.msg_name = &from->address, .msg_namelen = sizeof from->address, .msg_iov = &piece,
+                           .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT);
+  if (got < 0) {
+    int error = errno;
+    // The same in its long form: not looked at, and not kept.
+    message.msg_controllen = sizeof control;
+    while (error != EAGAIN && recvmsg(fd, &message, MSG_DONTWAIT | MSG_ERRQUEUE) >= 0) message.msg_controllen = sizeof control;
+    return -error;
+  }
+  from->size = message.msg_namelen;
+  from->has_local = 0;
+  for (struct cmsghdr *each = CMSG_FIRSTHDR(&message); each; each = CMSG_NXTHDR(&message, each)) {
+    if (each->cmsg_level == IPPROTO_IP && each->cmsg_type == IP_PKTINFO && from->address.ss_family == AF_INET) {
+      struct in_pktinfo info;
+      memcpy(&info, CMSG_DATA(each), sizeof info);
+      from->local4 = info.ipi_addr;
+      from->has_local = 1;
+    } else if (each->cmsg_level == IPPROTO_IPV6 && each->cmsg_type == IPV6_PKTINFO) {
+      struct in6_pktinfo info;
+      memcpy(&info, CMSG_DATA(each), sizeof info);
+      from->local6 = info.ipi6_addr;
+      // A link's own addresses are known on that link only.
+      from->interface = IN6_IS_ADDR_LINKLOCAL(&info.ipi6_addr) ? info.ipi6_ifindex : 0;
+      from->has_local = 1;
+    }
+  }
+  return got;
 }
+
+ssize_t lx_udp_send(int fd, const void *buffer, size_t count, const struct lx_udp_peer *to) {
+  union {
+    char bytes[CMSG_SPACE(sizeof(struct in6_pktinfo))];
+    struct cmsghdr align;
+  } control = {{0}};
+  struct iovec piece = {(void *)buffer, count};
+  struct msghdr message = {.msg_name = (void *)&to->address, .msg_namelen = to->size, .msg_iov = &piece, .msg_iovlen = 1};
+  if (to->has_local) {
+    struct cmsghdr *header = &control.align;
+    struct in_pktinfo four = {.ipi_spec_dst = to->local4};
+    struct in6_pktinfo six = {.ipi6_addr = to->local6, .ipi6_ifindex = to->interface};
+    int is4 = to->address.ss_family == AF_INET;
+    header->cmsg_level = is4 ? IPPROTO_IP : IPPROTO_IPV6;
+    header->cmsg_type = is4 ? IP_PKTINFO : IPV6_PKTINFO;
+    size_t size = is4 ? sizeof four : sizeof six;
+    header->cmsg_len = CMSG_LEN(size);
+    memcpy(CMSG_DATA(header), is4 ? (void *)&four : (void *)&six, size);
+    message.msg_control = &control;
+    message.msg_controllen = CMSG_SPACE(size);
+  }
+  ssize_t sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+  return sent < 0 ? -errno : sent;
+}
+
+// The address is in the IP header and the port in UDP's, where the filter's data begin.
+int lx_udp_only_from(int fd, const struct lx_udp_peer *peer) {
+  int none = 0;
+  if (!peer) return setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof none) < 0 && errno != ENOENT ? -errno : 0;
+  uint32_t words[4];
+  int first = 12, count = 1, port;
+  if (peer->address.ss_family == AF_INET) {
+    const struct sockaddr_in *four = (const struct sockaddr_in *)&peer->address;
+    words[0] = ntohl(four->sin_addr.s_addr);
+    port = ntohs(four->sin_port);
+  } else {
+    const struct sockaddr_in6 *six = (const struct sockaddr_in6 *)&peer->address;
+    memcpy(words, &six->sin6_addr, sizeof words);
+    for (int index = 0; index < 4; index++) words[index] = ntohl(words[index]);
+    if (IN6_IS_ADDR_V4MAPPED(&six->sin6_addr)) words[0] = words[3];
+    else { first = 8; count = 4; }
+    port = ntohs(six->sin6_port);
+  }
+  struct sock_filter code[12];
+  unsigned length = 0, end = (unsigned)(2 * count + 3);
+  for (int index = 0; index < count; index++) {
+    code[length++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_NET_OFF + first + 4 * index));
+    code[length] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, words[index], 0, (uint8_t)(end - length - 1));
+    length++;
+  }
+  code[length++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 0);
+  code[length++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)port, 0, 1);
+  code[length++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, UINT32_MAX);
+  code[length++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, 0);
+  struct sock_fprog program = {.len = (unsigned short)length, .filter = code};
+  return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0 ? -errno : 0;
+}
+
 int lx_tcp_accept(int fd) {
   int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
   if (accepted < 0) return -errno;

@@ -14,6 +14,7 @@
 #include <linux/if_tun.h>
 #include <pthread.h>
 #include <signal.h>
+#include <netinet/in.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/epoll.h>
@@ -80,6 +81,8 @@ int lx_timerfd(void);
 /// One shot, `nanoseconds` from now; 0 disarms.
 int lx_timerfd_arm(int fd, uint64_t nanoseconds);
 uint64_t lx_monotonic_ns(void);
+/// Monotonic, and counts on while the host is suspended.
+uint64_t lx_boottime_ns(void);
 uint64_t lx_realtime_ns(void);
 /// Fills with random bytes, or -errno.
 int lx_getrandom(void *buffer, size_t count);
@@ -113,9 +116,20 @@ int lx_udp_listen(const char *address);
 int lx_udp_connect(const char *address);
 // One that is connected to the address and port to which a TCP socket is.
 int lx_udp_connect_beside(int tcp);
-// A datagram and where it came from; lx_udp_answer makes that the socket's peer, NULL gives it none again.
-ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct sockaddr_storage *from);
-int lx_udp_answer(int fd, const struct sockaddr_storage *peer);
+/// Where a datagram came from, and which of this host's addresses it was sent to: an answer goes the same way back.
+struct lx_udp_peer {
+  struct sockaddr_storage address;
+  socklen_t size;
+  int has_local;
+  struct in_addr local4;
+  struct in6_addr local6;
+  unsigned interface;
+};
+// For a socket of lx_udp_listen: bytes, or -errno; -ECONNREFUSED when a host says that nobody is there.
+ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct lx_udp_peer *from);
+ssize_t lx_udp_send(int fd, const void *buffer, size_t count, const struct lx_udp_peer *to);
+// The kernel drops what does not come from this peer; NULL: nothing.
+int lx_udp_only_from(int fd, const struct lx_udp_peer *peer);
 // Permission bits of an open file.
 int lx_file_mode(int fd);
 // Whether an open file is this process's user's, or root's.

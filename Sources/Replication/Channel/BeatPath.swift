@@ -36,8 +36,8 @@ public final class BeatPath: Sendable {
     var keys: Channel.Keys?
     var sent: UInt64 = 0
     var received: UInt64 = 0
-    /// Knows where to send to.
-    var hasPeer: Bool
+    /// Where a listening one sends to, once it has heard something authentic.
+    var peer: lx_udp_peer?
   }
 
   /// Its socket.
@@ -50,7 +50,7 @@ public final class BeatPath: Sendable {
   public init(_ address: String, listens: Bool) throws(ChannelError) {
     descriptor = listens ? unsafe lx_udp_listen(address) : unsafe lx_udp_connect(address)
     self.listens = listens
-    state = Mutex(State(hasPeer: !listens))
+    state = Mutex(State())
     guard descriptor != -EADDRNOTAVAIL || listens else { throw .unresolved(address) }
     guard descriptor >= 0 else { throw .system(operation: "opening UDP \(address)", errno: -descriptor) }
   }
@@ -59,7 +59,7 @@ public final class BeatPath: Sendable {
   public init(beside channel: CInt) throws(ChannelError) {
     descriptor = lx_udp_connect_beside(channel)
     listens = false
-    state = Mutex(State(hasPeer: true))
+    state = Mutex(State())
     guard descriptor >= 0 else { throw .system(operation: "opening UDP beside TCP", errno: -descriptor) }
   }
 
@@ -71,8 +71,8 @@ public final class BeatPath: Sendable {
       state.keys = channel.keys
       (state.sent, state.received) = (0, 0)
       guard listens else { return }
-      _ = lx_udp_answer(descriptor, nil)
-      state.hasPeer = false
+      _ = lx_udp_only_from(descriptor, nil)
+      state.peer = nil
     }
   }
 
@@ -80,7 +80,7 @@ public final class BeatPath: Sendable {
   @discardableResult
   public func send(_ beat: Beat) -> Bool {
     state.withLock { state in
-      guard let keys = state.keys, state.hasPeer else { return true }
+      guard let keys = state.keys, !listens || state.peer != nil else { return true }
       state.sent += 1
       var out = StateWriter()
       out.put(beat.term)
@@ -88,8 +88,25 @@ public final class BeatPath: Sendable {
       out.put(beat.hasLeft)
       let body = Self.magic + out.bytes
       let datagram = body + keys.sendBeat.code(body, [])
-      return unsafe datagram.withUnsafeBytes { unsafe lx_send(descriptor, $0.baseAddress, $0.count) } != -Int(
-        ECONNREFUSED)
+      let result = unsafe datagram.withUnsafeBytes { bytes in
+        guard var peer = state.peer else { return unsafe lx_send(descriptor, bytes.baseAddress, bytes.count) }
+        return unsafe lx_udp_send(descriptor, bytes.baseAddress, bytes.count, &peer)
+      }
+      return result != -Int(ECONNREFUSED)
+    }
+  }
+
+  /// Takes in what waits, and answers it by one beat.
+  public func answer(_ beat: Beat) {
+    var isHeard = false
+    for _ in 0..<Self.mostAtOnce {
+      switch receive() {
+      case .beat: isHeard = true
+      case .gone: continue
+      case .none:
+        if isHeard { send(beat) }
+        return
+      }
     }
   }
 
@@ -99,13 +116,12 @@ public final class BeatPath: Sendable {
       var bytes = [UInt8](repeating: 0, count: 128)
       // Whoever can reach the port can send faster than this reads.
       for _ in 0..<Self.mostAtOnce {
-        var from = sockaddr_storage()
+        var from = lx_udp_peer()
         let got = unsafe bytes.withUnsafeMutableBytes {
           unsafe lx_udp_receive(descriptor, $0.baseAddress, $0.count, &from)
         }
         if got == -Int(ECONNREFUSED) { return .gone }
-        if got == -Int(EINTR) { continue }
-        guard got >= 0 else { return .none }
+        if got == -Int(EAGAIN) { return .none }
         guard let keys = state.keys, got == Self.size + SharedKey.codeSize, Array(bytes[..<4]) == Self.magic,
           SharedKey.equal(keys.receiveBeat.code(Array(bytes[..<Self.size]), [])[...], bytes[Self.size..<got])
         else { continue }
@@ -114,7 +130,10 @@ public final class BeatPath: Sendable {
           let hasLeft = try? reader.get(Bool.self), sequence > state.received
         else { continue }
         state.received = sequence
-        if listens, !state.hasPeer { state.hasPeer = unsafe lx_udp_answer(descriptor, &from) == 0 }
+        if listens, state.peer == nil {
+          _ = unsafe lx_udp_only_from(descriptor, &from)
+          state.peer = from
+        }
         return .beat(Beat(term: term, hasLeft: hasLeft))
       }
       return .none
