@@ -41,6 +41,8 @@ public final class PairBackend: FrameBackend {
     var awaiting: [[UInt8]] = []
     /// Numbers input for a secondary.
     var forwards = false
+    /// The tap is not read, and not waited for: the secondary has as much as it can keep.
+    var isChoked = false
     var given: UInt64 = 0
     /// Of a guest whose output may leave early.
     var sources: ReplySources?
@@ -103,7 +105,22 @@ public final class PairBackend: FrameBackend {
     }
   }
 
-  public func endForwarding() { state.withLock { $0.forwards = false } }
+  public func endForwarding() {
+    state.withLock { state in
+      state.forwards = false
+      readAgain(&state)
+    }
+  }
+
+  /// There is room for input again.
+  func readAgain() { state.withLock { readAgain(&$0) } }
+
+  private func readAgain(_ state: inout State) {
+    guard state.isChoked else { return }
+    state.isChoked = false
+    lx_epoll_ctl(descriptor, EPOLL_CTL_ADD, tap.descriptor, EPOLLIN.rawValue, 1)
+    signal()
+  }
 
   /// How many frames of input the guest has been given since ``beginForwarding()``.
   public var given: UInt64 { state.withLock { $0.side == .serving ? $0.given : log.given } }
@@ -319,6 +336,11 @@ public final class PairBackend: FrameBackend {
         count = frame.count
         unsafe frame.withUnsafeBytes { unsafe buffer.copyMemory(from: $0) }
       } else {
+        if state.forwards, !state.isChoked, !state.traffic.hasRoomForInput {
+          state.isChoked = true
+          lx_epoll_ctl(descriptor, EPOLL_CTL_DEL, tap.descriptor, 0, 0)
+        }
+        if state.isChoked { return 0 }
         count = unsafe tap.receive(into: buffer)
         if count < 0 { state.traffic.wireLost() }
       }

@@ -17,6 +17,8 @@ public enum Marking: Sendable {
 public protocol PairTraffic: AnyObject, Sendable {
   /// A frame from the wire, numbered from 1, which the guest is about to get.
   func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer)
+  /// Whether there is room for more of that. If not, the wire is not read, and drops what it can't keep, as that of a slow card.
+  var hasRoomForInput: Bool { get }
   /// What the guest sent: with the gate's token where it serves, without one where it follows.
   func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer, _ marking: Marking)
   /// What the guest that serves has sent, and is about to be put into the gate, is made of what the secondary has.

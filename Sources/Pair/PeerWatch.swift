@@ -15,14 +15,16 @@ final class PeerWatch: Sendable {
     let asked = unsafe getenv("MINIVMM_STRETCH").flatMap { unsafe UInt64(String(cString: $0)) }
     return min(max(asked ?? 1, 1), 100)
   }()
-  /// Silence that is always borne: longer than a kernel keeps busy real-time threads from running (50 ms a second).
-  private static let shortest: UInt64 = 60_000_000 * stretch
-  /// So long after it was heard by its peer last, a side can be sure that the peer has not taken over for want of word, in
-  /// nanoseconds.
-  static let lease = shortest - heartbeat
-  /// Absence after which a peer has given this side up, and how long after it what arrives was sent after it, in
-  /// nanoseconds.
-  private static let absence: UInt64 = 100_000_000 * stretch
+  /// Silence that a secondary bears on both paths before it takes over, at the least and at the most, in nanoseconds. The least is
+  /// longer than a kernel keeps busy real-time threads from running (50 ms a second).
+  private static let secondaryBears: ClosedRange<UInt64> = 60_000_000 * stretch...100_000_000 * stretch
+  /// What a primary bears before it goes on alone: always longer than its secondary, and until the secondary's later term has come.
+  private static let primaryBears: ClosedRange<UInt64> = 150_000_000 * stretch...200_000_000 * stretch
+  /// Lease: for this long after the peer has last heard this side, it cannot have taken over for want of word, in nanoseconds.
+  static let lease = secondaryBears.lowerBound - heartbeat
+  /// A secondary that did not run for this long may have been given up by its primary; nanoseconds.
+  private static let absence = secondaryBears.upperBound
+  /// What arrives this long after an absence was sent after it; nanoseconds.
   private static let settled: UInt64 = 200_000_000 * stretch
   /// Silence of the channel alone, while beats come, after which who serves gives the peer up, in nanoseconds.
   private static let stuck: UInt64 = 500_000_000 * stretch
@@ -35,14 +37,20 @@ final class PeerWatch: Sendable {
 
   private struct State {
     var roles: RoleMachine
-    var detector = FailureDetector(paths: 2, shortest: PeerWatch.shortest, now: 0)
+    var detector = FailureDetector(paths: 2, now: 0)
     var isLost = false
+    /// Heartbeats are sent no more.
+    var isOver = false
+    /// It has been said that this side serves without the peer, which is said again with each beat.
+    var isLeaving = false
     /// The detector has found it dead, whatever comes of it afterwards.
     var isGivenUp = false
     /// It said that it serves on without this side.
     var hasLeft = false
-    /// When this side came back after it had been away for longer than a peer waits.
+    /// When this side came back after it had been away for so long that the peer may have given it up, or taken over.
     var cameBack: UInt64?
+    /// The longest of those times, in nanoseconds.
+    var away: UInt64 = 0
     /// Why the peer was taken for lost.
     var loss = ""
     /// The second way of signs of life to this peer.
@@ -51,6 +59,8 @@ final class PeerWatch: Sendable {
     var hasWarned = false
     var tell: @Sendable (String) -> Void = { _ in }
     var onRole: @Sendable (Role, String) -> Void = { _, _ in }
+    /// Called when another serves the clients: nothing may leave any more.
+    var fence: @Sendable () -> Void = {}
   }
 
   private let state: Mutex<State>
@@ -59,12 +69,16 @@ final class PeerWatch: Sendable {
 
   /// What the peer's newest heartbeat says, for who serves to get back.
   private let heard = Atomic<UInt64>(0)
-  private let fence: @Sendable () -> Void
+  private let isPrimary: Bool
+  /// When the thread that sends heartbeats ran last, by the clock that counts on while the host is suspended; 0 while there is
+  /// none.
+  private let ticked = Atomic<UInt64>(0)
+  /// This side may have been replaced.
+  private let isQuarantined = Atomic(false)
 
-  /// - Parameter fence: called when another serves the clients: nothing may leave any more.
-  init(role: Role, fence: @escaping @Sendable () -> Void = {}) {
+  init(role: Role) {
     state = Mutex(State(roles: RoleMachine(role: role)))
-    self.fence = fence
+    isPrimary = role != .joining
   }
 
   private var beats: BeatPath? { state.withLock { $0.beats } }
@@ -95,6 +109,9 @@ final class PeerWatch: Sendable {
     }
   }
 
+  /// What ends all output once another serves the clients.
+  func fence(by fence: @escaping @Sendable () -> Void) { state.withLock { $0.fence = fence } }
+
   /// Told what people should hear of the paths.
   func tellOfPaths(to tell: @escaping @Sendable (String) -> Void) { state.withLock { $0.tell = tell } }
 
@@ -113,13 +130,69 @@ final class PeerWatch: Sendable {
       state.beats = beats
       state.hasWarned = false
       state.isLost = false
+      state.isOver = false
+      state.isLeaving = false
       state.isGivenUp = false
       state.cameBack = nil
+      state.away = 0
       state.hasLeft = false
       state.loss = ""
-      state.detector = FailureDetector(paths: 2, shortest: Self.shortest, longest: Self.absence, now: lx_monotonic_ns())
+      let bears = isPrimary ? Self.primaryBears : Self.secondaryBears
+      state.detector = FailureDetector(
+        paths: 2, shortest: bears.lowerBound, longest: bears.upperBound, now: lx_monotonic_ns())
+    }
+    ticked.store(lx_boottime_ns(), ordering: .releasing)
+  }
+
+  /// Heartbeats end.
+  func end() {
+    state.withLock { $0.isOver = true }
+    ticked.store(0, ordering: .releasing)
+  }
+
+  // MARK: Whether this side may have been replaced
+
+  /// Primary: whether it is sure that its secondary has not taken over. Any thread asks it before a frame goes to the clients: after
+  /// a stop of this process some other thread may run before the one that notices.
+  var mayTransmit: Bool { !isQuarantined.load(ordering: .acquiring) && !isAway(longerThan: Self.lease) }
+
+  private func isAway(longerThan limit: UInt64) -> Bool {
+    let last = ticked.load(ordering: .acquiring)
+    guard last != 0 else { return false }
+    let now = lx_boottime_ns()
+    return now - min(last, now) > limit
+  }
+
+  /// Primary: it has just been started, and another may serve its guest: nothing leaves before it has asked.
+  func askFirst() { isQuarantined.store(true, ordering: .releasing) }
+
+  /// Primary: whether it has to ask who serves; and for how long it was away.
+  var mustAsk: Bool { isQuarantined.load(ordering: .acquiring) }
+  var away: UInt64 { state.withLock { $0.away } }
+
+  /// Primary: the secondary follows still; it has read what this side said at `time`.
+  func echoed(_ time: UInt64) {
+    state.withLock { state in
+      guard let back = state.cameBack, time >= back else { return }
+      state.cameBack = nil
+      state.away = 0
+      isQuarantined.store(false, ordering: .releasing)
     }
   }
+
+  /// Primary: nobody else serves.
+  func isSureToServe() {
+    state.withLock { state in
+      state.cameBack = nil
+      state.away = 0
+      isQuarantined.store(false, ordering: .releasing)
+    }
+  }
+
+  /// False while the peer may have given this side up and go on alone: then two would serve.
+  var mayTakeOver: Bool { state.withLock { $0.cameBack == nil } && !isAway(longerThan: Self.absence) }
+
+  // MARK: The peer
 
   /// The peer has said something, over the channel (path 0) or by a beat (1).
   func arrived(path: Int = 0) {
@@ -127,7 +200,7 @@ final class PeerWatch: Sendable {
     state.withLock { state in
       state.detector.arrived(path: path, now: now)
       // The peer speaks only to those it counts on.
-      if let back = state.cameBack, now - min(back, now) > Self.settled { state.cameBack = nil }
+      if !isPrimary, let back = state.cameBack, now - min(back, now) > Self.settled { state.cameBack = nil }
     }
   }
 
@@ -151,27 +224,35 @@ final class PeerWatch: Sendable {
     }
   }
 
-  /// Tells a peer that may live, by beats, the term in which this side has replaced it.
-  /// For a second, on a thread of its own.
+  /// Tells a peer that may live and not be heard, by beats, the term in which this side has replaced it: for a second, on a thread of
+  /// its own. One that is heard is answered for as long as this process lives (``BeatPath/answer(_:)``).
   func replaced() {
     guard let beats else { return }
     let term = term
-    _ = try? HostThread.start(name: "pair-term") {
+    for _ in 0..<3 { beats.send(.init(term: term, hasLeft: false)) }
+    let thread = try? HostThread.start(name: "pair-term") {
       for _ in 0..<100 {
         beats.send(.init(term: term, hasLeft: false))
         usleep(UInt32(Self.heartbeat / 1000))
       }
     }
+    if thread == nil { say("no thread can be started: the later term is said to a primary that is heard alone") }
   }
 
   /// Tells the peer, by beats, that this side serves without it, and hears what it says until the next would be due.
-  func leave() {
+  /// - Returns: false if the peer may have taken over, and is told nothing: this side was stopped for a while.
+  func leave() -> Bool {
+    guard mayTransmit else { return false }
+    state.withLock { $0.isLeaving = true }
     for _ in 0..<3 { beats?.send(.init(term: term, hasLeft: true)) }
-    listen(until: lx_monotonic_ns() + Self.heartbeat)
+    listen()
+    let isSure = mayTransmit
+    if !isSure { state.withLock { $0.isLeaving = false } }
+    return isSure
   }
 
-  /// False while the peer may have given this side up and go on alone: then two would serve.
-  var mayTakeOver: Bool { state.withLock { $0.cameBack == nil } }
+  /// Goes on for one heartbeat, and hears what the peer says.
+  func listen() { listen(until: lx_monotonic_ns() + Self.heartbeat) }
 
   /// The peer is gone.
   func lose(_ why: String = "") {
@@ -186,7 +267,7 @@ final class PeerWatch: Sendable {
 
   @discardableResult
   func change(_ event: RoleEvent) -> RoleMachine.Transition? {
-    let (transition, tell, loss) = state.withLock { ($0.roles.handle(event), $0.onRole, $0.loss) }
+    let (transition, tell, loss, fence) = state.withLock { ($0.roles.handle(event), $0.onRole, $0.loss, $0.fence) }
     if transition?.to == .fenced { fence() }
     if let transition {
       tell(transition.to, transition.cause == .peerLost && !loss.isEmpty ? loss : transition.cause.description)
@@ -194,19 +275,30 @@ final class PeerWatch: Sendable {
     return transition
   }
 
-  /// Sends signs of life until the peer is lost, or dead by the detector, of which it tells. The body of a thread.
-  /// - Parameter onBeat: called each time.
+  /// Sends signs of life until ``end()``. The body of a thread.
+  /// - Parameters:
+  ///   - isDead: called once, when the peer is lost, or dead by the detector.
+  ///   - onBeat: called each time.
   func run(_ channel: Channel, isDead: () -> Void, onBeat: () -> Void = {}) {
     guard let beats else { return }
     // A busy host must not make this side look dead.
     lx_thread_urgent()
-    var last = lx_monotonic_ns()
+    var last = lx_boottime_ns()
+    var isTold = false
     while true {
       let now = lx_monotonic_ns()
-      let (term, serves, over) = state.withLock { (state: inout State) in
+      let uptime = lx_boottime_ns()
+      let away = uptime - last
+      last = uptime
+      let (beat, serves, isLost, isOver) = state.withLock { (state: inout State) in
         // Kept from running for so long that what the peer sent may not have been read.
-        if now - last > 4 * Self.heartbeat { state.detector.wasAway(until: now) }
-        if now - last > Self.absence { state.cameBack = now }
+        if away > 4 * Self.heartbeat { state.detector.wasAway(until: now) }
+        if away > (isPrimary ? Self.lease : Self.absence) {
+          state.cameBack = now
+          state.away = max(state.away, away)
+          if isPrimary { isQuarantined.store(true, ordering: .releasing) }
+        }
+        if !state.isOver { ticked.store(uptime, ordering: .releasing) }
         let grace = [.syncing, .joining].contains(state.roles.role) ? Self.joiningGrace : 0
         // Who serves can do without a peer whose channel is stuck, and tell it so by a beat.
         // What has come and lies there is this host's to read, which has no CPU for it.
@@ -215,18 +307,24 @@ final class PeerWatch: Sendable {
         let isDead = state.detector.isDead(now: now, grace: grace)
         if isStuck || isDead, state.loss.isEmpty { state.loss = state.detector.silences(now: now) }
         state.isGivenUp = state.isGivenUp || isDead
-        return (state.roles.term, state.roles.mayEmit, state.isLost || isStuck || isDead)
+        return (
+          BeatPath.Beat(term: state.roles.term, hasLeft: state.isLeaving), state.roles.mayEmit,
+          state.isLost || isStuck || state.isGivenUp, state.isOver
+        )
       }
-      if over { return isDead() }
-      warn(now)
-      if beats.send(.init(term: term, hasLeft: false)) == false { state.withLock { $0.detector.ended(path: 1) } }
+      if isOver { return }
+      if isLost, !isTold {
+        isTold = true
+        isDead()
+      }
+      if !isLost { warn(now) }
+      if beats.send(beat) == false { state.withLock { $0.detector.ended(path: 1) } }
       let time = serves ? now : heard.load(ordering: .relaxed)
-      if (try? channel.post(.heartbeat(term: term, time: time))) == nil { channel.close() }
+      if !isLost, (try? channel.post(.heartbeat(term: beat.term, time: time))) == nil { channel.close() }
       // Behind the beat, and not left to the sending thread, which a busy host may keep waiting for longer than a peer does. No more
       // than a record: this thread is before all others.
       channel.flush(atMost: 1)
       onBeat()
-      last = now
       listen(until: now + Self.heartbeat)
     }
   }

@@ -84,6 +84,8 @@ extension PrimarySide: PairSide {
     switch peer.role {
     case .primary: return
     case .syncing: throw PairRefusal("the secondary has not got everything yet; try again when `status` says primary")
+    case .quarantined:
+      throw PairRefusal("this side was stopped, and asks whether its secondary serves by now; see `minivmm status`")
     case .fenced: throw PairRefusal("another has taken over from this side; ask the other one")
     default: throw PairRefusal("there is no secondary; start one with `minivmm secondary`")
     }

@@ -51,6 +51,9 @@ public final class PrimarySide: PairTraffic {
     var askedToTakeOver: UInt64?
     /// Why the last secondary was lost; empty before.
     var loss = ""
+    /// Input so far, in bytes, at the cuts of the checkpoints that the secondary has not loaded yet, and of the last that it has.
+    var cuts: [(epoch: UInt64, bytes: UInt64)] = []
+    var inputLoaded: UInt64 = 0
     /// When the secondary had loaded the newest checkpoint.
     var loadedAt: UInt64 = 0
     var loaded: UInt64 = 0
@@ -60,7 +63,7 @@ public final class PrimarySide: PairTraffic {
   public let gate: OutputGate
   let comparison = Mutex(Comparison())
   let state = Mutex(State())
-  let peer: PeerWatch
+  let peer = PeerWatch(role: .alone)
   let meter = PairMeter()
   let early = EarlyTelling()
   let markings = Markings()
@@ -73,6 +76,12 @@ public final class PrimarySide: PairTraffic {
   private let receivingEnded = Atomic(false)
   /// Bytes of input after which a checkpoint is taken: a quarter of what a secondary keeps.
   private static let inputLimit: UInt64 = 16 << 20
+  /// Bytes of input that the secondary keeps, and that wait to be sent, beyond which no more is taken: it can keep 64 MiB, and who
+  /// sends more than it can load must not end protection.
+  private static let keptLimit: UInt64 = 48 << 20
+  private static let queueLimit = 64 << 20
+  private let inputTotal = Atomic<UInt64>(0)
+  private let isFlooded = Atomic(false)
   /// Something was told of output that the secondary should know soon.
   let isAwaited = Atomic(false)
   private let inputBytes = Atomic<UInt64>(0)
@@ -94,10 +103,11 @@ public final class PrimarySide: PairTraffic {
         FaultPoints.pass(.toldEarly)
         return true
       },
+      mayTransmit: { [peer] in peer.mayTransmit },
       send: { frame in
         tap.map { tap in TapOutput.send(frame, to: tap) } ?? true
       })
-    peer = PeerWatch(role: .alone, fence: { [gate] in gate.fence() })
+    peer.fence(by: { [weak gate] in gate?.fence() })
   }
 
   deinit { lx_close(wake) }
@@ -144,6 +154,9 @@ public final class PrimarySide: PairTraffic {
       }
     }
     meter.sentInput(number)
+    if inputTotal.wrappingAdd(UInt64(frame.count), ordering: .relaxed).newValue & 0xffff < UInt64(frame.count) {
+      judgeFlood(channel)
+    }
     inputSent.store(number, ordering: .releasing)
     // The secondary keeps input until the next checkpoint, and not without end.
     if inputBytes.wrappingAdd(UInt64(frame.count), ordering: .relaxed).newValue > Self.inputLimit {
@@ -153,6 +166,21 @@ public final class PrimarySide: PairTraffic {
     do throws(ChannelError) { unsafe try channel.post(.input, card: 0, number: number, frame: frame) } catch {
       channel.abandon()
     }
+  }
+
+  public var hasRoomForInput: Bool { !isFlooded.load(ordering: .relaxed) }
+
+  /// Now and then; any thread.
+  @discardableResult
+  private func judgeFlood(_ channel: Channel) -> Bool {
+    let loaded = state.withLock { $0.inputLoaded }
+    // Half of it must be gone before more is taken.
+    let limit = isFlooded.load(ordering: .relaxed) ? 2 : 1 as UInt64
+    let isMuch =
+      inputTotal.load(ordering: .relaxed) &- loaded > Self.keptLimit / limit
+      || channel.queuedBytes > Self.queueLimit / Int(limit)
+    isFlooded.store(isMuch, ordering: .relaxed)
+    return isMuch
   }
 
   public func started(_ frame: UnsafeRawBufferPointer) {
@@ -193,8 +221,11 @@ public final class PrimarySide: PairTraffic {
       state.isCopying = true
       state.backlog = DiskBacklog()
       state.loaded = 0
+      state.cuts = []
+      state.inputLoaded = inputTotal.load(ordering: .relaxed)
       state.isProtecting = true
     }
+    isFlooded.store(false, ordering: .relaxed)
     defer { state.withLock { $0.isProtecting = false } }
     early.begin(channel)
     comparison.withLock { comparison in
@@ -205,23 +236,28 @@ public final class PrimarySide: PairTraffic {
     peer.begin(channel, beats)
     receivingEnded.store(false, ordering: .releasing)
     peer.change(.secondaryConnected)
-    let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
-    let receiver = try? HostThread.start(name: "pair-receive") { [self] in receive(channel, backend) }
-    let ticker = try? HostThread.start(name: "pair-tick") { [self] in
-      peer.run(channel) {
-        peer.lose()
-        channel.dropBulk()
-        lx_eventfd_signal(wake)
-      }
-    }
+    var threads: [HostThread] = []
+    do throws(HostError) {
+      threads.append(try HostThread.start(name: "pair-send") { _ = channel.runSender() })
+      threads.append(try HostThread.start(name: "pair-receive") { [self] in receive(channel, backend) })
+      threads.append(
+        try HostThread.start(name: "pair-tick") { [self] in
+          peer.run(channel) {
+            peer.lose()
+            channel.dropBulk()
+            lx_eventfd_signal(wake)
+          } onBeat: {
+            if isFlooded.load(ordering: .relaxed), !judgeFlood(channel) { backend?.readAgain() }
+          }
+        })
+    } catch { peer.lose("\(error)") }
     let why = checkpoints(machine, backend, disks, channel)
-    // Before anything leaves that the secondary does not know of.
-    if peer.role != .fenced { peer.leave() }
-    // Whatever waited may go: there is nobody left who could contradict it.
+    // Before anything leaves that the secondary does not know of. One that has no whole checkpoint takes over from nobody.
+    let isAlone = peer.role == .fenced || peer.leave() || state.withLock { $0.isCopying }
     backend?.endForwarding()
     early.end()
-    gate.unprotect()
-    backend?.roomMade()
+    // Whatever waited may go: there is nobody left who could contradict it.
+    if isAlone { serveAlone(backend) }
     // Waits for a write under way, which the disk may keep waiting.
     for disk in disks { disk.mirror(to: nil) }
     state.withLock { state in
@@ -229,22 +265,56 @@ public final class PrimarySide: PairTraffic {
       state.loss = why
     }
     meter.channelEnded(bytesSent: channel.bytesSent)
-    if machine.end == nil { peer.change(.peerLost) }
+    if machine.end == nil { peer.change(isAlone ? .peerLost : .stalled) }
     turn.borrow(machine) {}
-    dismiss(channel, guestEnded: machine.end != nil)
-    for thread in [sender, receiver, ticker] { thread?.join() }
+    dismiss(channel, guestEnded: machine.end != nil, isAlone: isAlone)
+    peer.end()
+    for thread in threads { thread.join() }
+    gate.retry()
     return why
   }
 
+  /// Nobody else serves: what is held may go.
+  private func serveAlone(_ backend: PairBackend?) {
+    peer.isSureToServe()
+    gate.unprotect()
+    backend?.roomMade()
+  }
+
+  // MARK: Whether another serves
+
+  /// Nothing leaves before it is known that nobody else serves this guest: it has just been started, and its clients may have had
+  /// another host by now. ``goOn(_:)`` or ``replaced(in:)`` follows.
+  public func askFirst() { peer.askFirst() }
+
+  /// Whether that has to be asked, and for how long this side was stopped, in nanoseconds.
+  public var mustAsk: Bool { peer.mustAsk }
+  public var away: UInt64 { peer.away }
+
+  /// Nobody else serves: this side goes on.
+  public func goOn(_ backend: PairBackend?) {
+    peer.change(.peerLost)
+    serveAlone(backend)
+  }
+
+  /// Another serves, in a later term: this side is fenced.
+  public func replaced(in term: UInt64) { peer.change(.laterTerm(term)) }
+
+  public var term: UInt64 { peer.term }
+
+  // MARK: The end of protection
+
   /// A secondary that only slept, or lost no more than the channel, must not take over: it is told in both ways for a second,
   /// or until it has heard.
-  private func dismiss(_ channel: Channel, guestEnded: Bool) {
+  /// - Parameter isAlone: else the secondary may have taken over, and is asked for a while.
+  private func dismiss(_ channel: Channel, guestEnded: Bool, isAlone: Bool) {
     channel.dropBulk()
     if peer.role != .fenced {
-      let isTold = (try? channel.send(.farewell(guestEnded: guestEnded))) != nil
+      let isTold = (isAlone || guestEnded) && (try? channel.send(.farewell(guestEnded: guestEnded))) != nil
       if isTold { channel.endSending(within: 100) }
-      for _ in 0..<100 where peer.role != .fenced && !(isTold && receivingEnded.load(ordering: .acquiring)) {
-        peer.leave()
+      for _ in 0..<(isAlone ? 100 : 20)
+      where peer.role != .fenced && !(isTold && receivingEnded.load(ordering: .acquiring)) {
+        peer.listen()
       }
     }
     channel.close()
@@ -300,6 +370,7 @@ public final class PrimarySide: PairTraffic {
           state.withLock { state in
             state.epoch = epoch
             state.isCopying = false
+            state.cuts.append((epoch, inputTotal.load(ordering: .relaxed)))
           }
           FaultPoints.pass(.cut)
           return (saved, epoch, given, network, search)
@@ -363,13 +434,18 @@ public final class PrimarySide: PairTraffic {
           meter.loaded(epoch, nanoseconds: nanoseconds)
           state.withLock { state in
             state.loaded = epoch
+            while let cut = state.cuts.first, cut.epoch <= epoch {
+              state.inputLoaded = cut.bytes
+              state.cuts.removeFirst()
+            }
             state.loadedAt = lx_monotonic_ns()
             state.backlog.loaded(epoch)
           }
-        case .admission(let refusal): if !refusal.isEmpty { throw ChannelError.refused(refusal) }
+        case .admission(let refusal, _): if !refusal.isEmpty { throw ChannelError.refused(refusal) }
         case .heartbeat(let term, let time):
           peer.arrived()
           early.heard(time)
+          peer.echoed(time)
           // What waited for that.
           gate.retry()
           if peer.change(.laterTerm(term))?.to == .fenced { throw ChannelError.closed }

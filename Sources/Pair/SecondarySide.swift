@@ -106,6 +106,7 @@ public final class SecondarySide: PairTraffic {
   // MARK: PairTraffic, device thread
 
   public func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {}
+  public var hasRoomForInput: Bool { true }
   public func gateIsFull() {}
   public func started(_ frame: UnsafeRawBufferPointer) {}
   public func leavesEarly(_ frame: UnsafeRawBufferPointer) -> UInt64? { nil }
@@ -119,7 +120,9 @@ public final class SecondarySide: PairTraffic {
   public func follow(_ channel: Channel, make: ([UInt8]) throws -> Parts) -> Ending {
     let made: Parts
     do {
-      made = try make(try channel.receiveConfiguration())
+      let (term, description) = try channel.receiveConfiguration()
+      made = try make(description)
+      peer.change(.laterTerm(term))
       try channel.admit()
     } catch {
       channel.refuse("\(error)")
@@ -134,18 +137,28 @@ public final class SecondarySide: PairTraffic {
     coder.withLock { $0 = PieceCoder(channel) }
     FaultPoints.use(channel)
     peer.begin(channel, beats)
-    let sender = try? HostThread.start(name: "pair-send") { _ = channel.runSender() }
-    let ticker = try? HostThread.start(name: "pair-tick") { [self] in
-      peer.run(channel) {
-        if !state.withLock({ $0.handsOver }) { channel.endReceiving() }
-      } onBeat: {
-        guard let tap = made.tap else { return }
-        let isTapLost = strays.withLock { strays in
-          strays.drain(tap, within: 1_000_000)
-          return strays.isTapLost
-        }
-        if isTapLost { state.withLock { $0.isTapLost = true } }
-      }
+    var threads: [HostThread] = []
+    do throws(HostError) {
+      threads.append(try HostThread.start(name: "pair-send") { _ = channel.runSender() })
+      threads.append(
+        try HostThread.start(name: "pair-tick") { [self] in
+          peer.run(channel) {
+            if !state.withLock({ $0.handsOver }) { channel.endReceiving() }
+          } onBeat: {
+            guard let tap = made.tap else { return }
+            let isTapLost = strays.withLock { strays in
+              strays.drain(tap, within: 1_000_000)
+              return strays.isTapLost
+            }
+            if isTapLost { state.withLock { $0.isTapLost = true } }
+          }
+        })
+    } catch {
+      peer.end()
+      channel.close()
+      for thread in threads { thread.join() }
+      made.machine.stop()
+      return .neverJoined("\(error)")
     }
     var why = "the primary is lost"
     var (isLoss, guestEnded) = (true, false)
@@ -163,7 +176,7 @@ public final class SecondarySide: PairTraffic {
       case ChannelError.closed, ChannelError.system, FollowError.demanded: break
       case FollowError.tapLost:
         peer.change(.withdrew)
-        try? channel.send(.admission(refusal: "its tap has gone"))
+        try? channel.send(.admission(refusal: "its tap has gone", term: 0))
         awaitEnd(of: channel, nil)
         channel.close()
       default: channel.close()
@@ -182,8 +195,9 @@ public final class SecondarySide: PairTraffic {
       state.handsOver = state.demanded
       return state.demanded
     }
-    peer.lose()
     let mayTakeOver = peer.mayTakeOver
+    peer.lose()
+    peer.end()
     if !mayTakeOver {
       why = "this side was stopped for a while itself, and the primary may go on alone; start it again"
     }
@@ -198,8 +212,7 @@ public final class SecondarySide: PairTraffic {
       if hasPrimary { awaitEnd(of: channel, made.backend?.log) }
     }
     channel.close()
-    sender?.join()
-    ticker?.join()
+    for thread in threads { thread.join() }
     state.withLock { $0.channel = nil }
     guard change?.to == .takingOver else {
       made.machine.stop()

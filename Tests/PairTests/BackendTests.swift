@@ -45,6 +45,8 @@ private final class Told: PairTraffic {
   private let full = Mutex(0)
   private let flushes = Mutex(0)
 
+  let room = Atomic(true)
+  var hasRoomForInput: Bool { room.load(ordering: .relaxed) }
   var input: [Input] { inputs.withLock { $0 } }
   var fullTimes: Int { full.withLock { $0 } }
   var flushTimes: Int { flushes.withLock { $0 } }

@@ -63,7 +63,7 @@ import Testing
     let ticker = try HostThread.start(name: "tick") { peer.run(mine) {} }
     guard case .heartbeat(1, let time) = try other.receive(within: 5000) else { return #expect(Bool(false)) }
     #expect(role == .joining ? time == 42 : time > 1_000_000)
-    peer.lose()
+    peer.end()
     ticker.join()
     mine.close()
     sender.join()

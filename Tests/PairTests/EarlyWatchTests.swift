@@ -118,6 +118,7 @@ import Testing
     let watch: EarlyWatch
     init(_ watch: EarlyWatch) { self.watch = watch }
     func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {}
+    var hasRoomForInput: Bool { true }
     func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer, _ marking: Marking) {
       if token == nil { _ = watch.said(unsafe Array(frame), isMarked: true) }
     }
@@ -180,8 +181,17 @@ import Testing
     #expect(outgoing("more", at: 1003) == nil)
     let answer = incoming(request(1, acknowledging: 1003))
     #expect(isReset(answer) && Frame(Array(answer?[12...] ?? []).span).sequence == 1003)
-    let syn = Segment(isIncoming: true, sequence: 1, flags: 2).bytes
-    #expect(incoming(syn) == syn && outgoing("new", at: 7) == whole("new", at: 7), "another connection of its name")
+    // Anybody can send a SYN, or a reset: only the guest's own SYN begins another connection of its name.
+    for forged in [Segment(isIncoming: true, sequence: 1, flags: 2), Segment(isIncoming: true, sequence: 1, flags: 4)] {
+      #expect(incoming(forged.bytes) == forged.bytes)
+      #expect(outgoing("more", at: 1003) == nil)
+    }
+    #expect(outgoing("", at: 1003) == whole("", at: 1003), "the guest has the old one still, and says so")
+    let answered = Segment(sequence: 7, flags: 18).bytes
+    #expect(
+      verdict(unsafe answered.withUnsafeBytes { unsafe watch.outgoing($0, Frame($0, header: 12)) }, answered)
+        == answered)
+    #expect(outgoing("new", at: 8) == whole("new", at: 8), "another connection of its name")
     #expect(watch.counts.reset == 1)
   }
 

@@ -84,12 +84,12 @@ struct FollowTests {
     Row("zeros across the disk's end") { _ in [disk(position: 512, count: 1 << 20, zero: 1)] },
     Row("a discard without end") { _ in [disk(position: 512, count: .max)] },
     Row("a change of a disk that is not there") { _ in [disk(1, position: 0, bytes: [1])] },
-    Row("another configuration") { _ in [.configuration([])] },
+    Row("another configuration") { _ in [.configuration(term: 1, description: [])] },
     Row("a secondary's message: inputAcknowledged") { _ in [.inputAcknowledged(card: 0, count: 0)] },
     Row("a secondary's message: output") { _ in [.output(card: 0, base: 1, frame: [1])] },
     Row("a secondary's message: received") { _ in [.received(epoch: 1)] },
     Row("a secondary's message: loaded") { _ in [.loaded(epoch: 1, nanoseconds: 1)] },
-    Row("a secondary's message: admission") { _ in [.admission(refusal: "")] },
+    Row("a secondary's message: admission") { _ in [.admission(refusal: "", term: 0)] },
     Row("a secondary's message: contradicted") { _ in [.contradicted(card: 0, base: 1, flow: flow)] },
   ]
 

@@ -145,6 +145,7 @@ import VirtioLayout
   private final class Told: PairTraffic {
     let markings = Mutex<[Marking]>([])
     func input(_ number: UInt64, _ frame: UnsafeRawBufferPointer) {}
+    var hasRoomForInput: Bool { true }
     func output(_ token: UInt64?, _ frame: UnsafeRawBufferPointer, _ marking: Marking) {
       markings.withLock { $0.append(marking) }
     }

@@ -60,7 +60,7 @@ final class ScriptedPrimary {
     }
     channel = try Channel(descriptor: ends[0], side: .primary, key: Self.key)
     // Before any sign of life.
-    try channel.awaitAdmission([])
+    try channel.awaitAdmission([], term: 1)
     calling.begin(channel)
     let beats = try HostThread.start(name: "beats") { [channel, life] in
       var number: UInt64 = 0

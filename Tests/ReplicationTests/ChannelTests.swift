@@ -7,7 +7,8 @@ import Testing
 
 @Suite("Messages") struct MessageTests {
   static let all: [Message] = [
-    .configuration([1, 2, 3]), .input(card: 0, number: 7, frame: [9]), .inputAcknowledged(card: 1, count: 1 << 40),
+    .configuration(term: 3, description: [1, 2, 3]), .input(card: 0, number: 7, frame: [9]),
+    .inputAcknowledged(card: 1, count: 1 << 40),
     .output(card: 0, base: 3, frame: []), .disk(index: 1, epoch: 2, position: 512, count: 0, zero: 0, bytes: [1, 2]),
     .pages(epoch: 5, run: [UInt8](repeating: 3, count: 100)),
     .checkpoint(
@@ -15,7 +16,7 @@ import Testing
       state: [1]),
     .received(epoch: 6),
     .loaded(epoch: 6, nanoseconds: 9),
-    .heartbeat(term: 1, time: 2), .farewell(guestEnded: true), .admission(refusal: "busy"), .takeOver,
+    .heartbeat(term: 1, time: 2), .farewell(guestEnded: true), .admission(refusal: "busy", term: 4), .takeOver,
     .started(card: 0, epoch: 4, frame: [5, 6]),
     .early(
       card: 0, epoch: 3,
@@ -248,15 +249,15 @@ import Testing
     let (a, b) = connect()
     let (primary, secondary) = (try #require(a), try #require(b))
     secondary.refuse("busy")
-    #expect(throws: ChannelError.refused("busy")) { try primary.awaitAdmission([1], within: 1000) }
+    #expect(throws: ChannelError.refused("busy")) { try primary.awaitAdmission([1], term: 1, within: 1000) }
     let (c, d) = connect()
     let (next, other) = (try #require(c), try #require(d))
-    #expect(throws: ChannelError.timedOut) { try next.awaitAdmission([1], within: 50) }
-    #expect(try other.receiveConfiguration() == [1])
+    #expect(throws: ChannelError.timedOut) { try next.awaitAdmission([1], term: 1, within: 50) }
+    #expect(try other.receiveConfiguration() == (1, [1]))
     try other.admit()
     sendQueued(other)
-    try next.awaitAdmission([2], within: 1000)
-    #expect(try other.receiveConfiguration() == [2])
+    try next.awaitAdmission([2], term: 7, within: 1000)
+    #expect(try other.receiveConfiguration() == (7, [2]))
   }
 
   @Test func fullQueue_isTold() throws {
@@ -267,7 +268,9 @@ import Testing
     let channel = try #require(one)
     var failure: ChannelError?
     for _ in 0..<600 {
-      do throws(ChannelError) { try channel.send(.configuration([UInt8](repeating: 0, count: 1 << 20))) } catch {
+      do throws(ChannelError) {
+        try channel.send(.configuration(term: 1, description: [UInt8](repeating: 0, count: 1 << 20)))
+      } catch {
         failure = error
         break
       }

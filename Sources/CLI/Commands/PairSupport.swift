@@ -59,6 +59,8 @@ struct PairDescription {
   /// The card's address; none without a card.
   var mac: [UInt8]
   var disks: [UInt64]
+  /// The guest's, from its start on and over all takeovers: 16 random bytes.
+  var identity: [UInt8]
   /// The primary's host's.
   var processor: HostProcessor
 
@@ -72,13 +74,15 @@ struct PairDescription {
     out.put(UInt8(disks.count))
     for size in disks { out.put(size) }
     out.put(processor.encoded)
+    out.put(identity)
     return out.bytes
   }
 
   init(
-    cpus: Int, memory: UInt64, mode: ReplicationMode, period: UInt64, mac: [UInt8], disks: [UInt64],
+    cpus: Int, memory: UInt64, mode: ReplicationMode, period: UInt64, mac: [UInt8], identity: [UInt8], disks: [UInt64],
     processor: HostProcessor
   ) {
+    self.identity = identity
     self.processor = processor
     self.cpus = cpus
     self.memory = memory
@@ -101,8 +105,19 @@ struct PairDescription {
     disks = []
     for _ in 0..<(try reader.get(UInt8.self)) { disks.append(try reader.get()) }
     processor = try HostProcessor(decoding: try reader.get())
+    identity = try reader.get()
     guard mac.isEmpty || mac.count == 6 else { throw .invalid("a card's address of \(mac.count) bytes") }
   }
+
+  static func newIdentity() throws -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: 16)
+    let error = unsafe bytes.withUnsafeMutableBytes { unsafe lx_getrandom($0.baseAddress, $0.count) }
+    guard error == 0 else { throw HostError(operation: "getrandom", errno: -error) }
+    return bytes
+  }
+
+  /// Whether both cannot serve at the same time: it is the same guest, or one that was started anew in its place.
+  func isSameGuest(as other: PairDescription) -> Bool { identity == other.identity || !mac.isEmpty && mac == other.mac }
 }
 
 /// One line on standard error, for people and for scripts that wait for it.

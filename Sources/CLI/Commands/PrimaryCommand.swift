@@ -83,7 +83,7 @@ struct PrimaryCommand: ParsableCommand {
     let mac = settings.description.cards.first.map { $0.mac ?? MachineDescription.Card.defaultMAC(0) } ?? []
     let description = PairDescription(
       cpus: settings.description.cpus, memory: settings.description.memory, mode: mode, period: options.period,
-      mac: mac,
+      mac: mac, identity: try PairDescription.newIdentity(),
       disks: disks.map(\.capacity), processor: try KVMSystem().hostProcessor())
     let session = try guest.session(settings)
     side.offer(session.assembled.memory, session.assembled.pair, backend)
@@ -92,6 +92,7 @@ struct PrimaryCommand: ParsableCommand {
     let protection = Protection(
       side: side, machine: session.assembled.machine, backend: backend, disks: disks, target: target,
       description: description.encoded, filters: session.assembled.filters)
+    side.askFirst()
     let code = try session.run(pair: side) { try protection.start() }
     throw code
   }

@@ -25,6 +25,13 @@ struct Protection: Sendable {
   /// Microseconds between two attempts, and the most when each ends as the one before.
   private static let pause: UInt32 = 200_000
   private static let longestPause: UInt32 = 1_600_000
+  /// How long a primary that may have been replaced asks its secondary, in nanoseconds; and for how long it may have been away to go
+  /// on without an answer. In less than that no secondary takes over, gets a secondary of its own and is lost again.
+  private static let asks: UInt64 = 2_000_000_000
+  private static let mostAway: UInt64 = 1_000_000_000
+
+  /// How long nobody listens before people hear of it, in nanoseconds.
+  private static let expects: UInt64 = 5_000_000_000
 
   let side: PrimarySide
   let machine: Machine
@@ -46,22 +53,43 @@ struct Protection: Sendable {
   private func seek() {
     var told = ""
     var pause = Self.pause
+    var asked = lx_monotonic_ns()
+    var isMissed = false
     while machine.end == nil {
       do throws(ChannelError) {
         let (channel, beats) = try connect()
+        // It serves nobody.
+        if side.mustAsk { side.goOn(backend) }
         tell("pair: a secondary is at \(target.address)")
         let why = side.protect(machine, backend: backend, disks: disks, channel: channel, beats: beats)
         if machine.end != nil { return }
-        if side.status.role == .fenced {
-          tell("pair: another has taken over; this guest ends")
-          machine.stop()
-          return
+        if side.status.role == .fenced { return end() }
+        asked = lx_monotonic_ns()
+        if side.mustAsk {
+          tell(
+            "pair: \(why); this side was stopped for \(side.away / 1_000_000) ms, and its secondary may serve by now: "
+              + "nothing leaves until one answers at \(target.address)")
+        } else {
+          tell("pair: alone: \(why)")
         }
-        tell("pair: alone: \(why)")
-        (told, pause) = ("", Self.pause)
+        (told, pause, isMissed) = ("", Self.pause, false)
       } catch {
+        if case .replaced(let term) = error {
+          side.replaced(in: term)
+          return end()
+        }
+        if side.mustAsk, side.away < Self.mostAway, error.isRefused || lx_monotonic_ns() - asked > Self.asks {
+          side.goOn(backend)
+          if side.away > 0 { tell("pair: alone: nobody serves at \(target.address)") }
+        }
         // Nobody is there as yet: what `status` says as well.
-        let isExpected = error == .system(operation: Self.connecting, errno: ECONNREFUSED)
+        let isExpected = error.isRefused
+        if isExpected, !isMissed, lx_monotonic_ns() - asked > Self.expects {
+          isMissed = true
+          tell(
+            "pair: nobody listens at \(target.address), and the guest is not protected: start `minivmm secondary` there, or "
+              + "correct --replicate")
+        }
         if told == "\(error)" {
           pause = isExpected ? Self.pause : min(2 * pause, Self.longestPause)
         } else {
@@ -74,20 +102,29 @@ struct Protection: Sendable {
     }
   }
 
-  private static let connecting = "connecting"
+  private func end() {
+    tell("pair: another has taken over; this guest ends")
+    machine.stop()
+  }
 
   /// Both ways to a secondary that follows this machine.
   private func connect() throws(ChannelError) -> (Channel, BeatPath) {
     let descriptor = unsafe lx_tcp_connect(target.address)
     guard descriptor != -EADDRNOTAVAIL else { throw .unresolved(target.address) }
-    guard descriptor >= 0 else { throw .system(operation: Self.connecting, errno: -descriptor) }
+    guard descriptor >= 0 else { throw .system(operation: ChannelError.connecting, errno: -descriptor) }
     let beats: BeatPath
     do throws(ChannelError) { beats = try target.beats(beside: descriptor) } catch {
       lx_close(descriptor)
       throw error
     }
     let channel = try Channel(descriptor: descriptor, side: .primary, key: target.key)
-    try channel.awaitAdmission(description)
+    try channel.awaitAdmission(description, term: side.term)
     return (channel, beats)
   }
+}
+
+extension ChannelError {
+  fileprivate static let connecting = "connecting"
+  /// The other host says that nobody listens there.
+  fileprivate var isRefused: Bool { self == .system(operation: Self.connecting, errno: ECONNREFUSED) }
 }

@@ -36,6 +36,8 @@ final class SecondaryService: EventHandler {
   private let phase = Mutex(Phase.waiting)
   /// What was said last of somebody who is not followed.
   private let told = Mutex((line: "", time: UInt64(0)))
+  /// The guest that it follows or serves.
+  private let guest = Mutex<PairDescription?>(nil)
 
   init(
     _ main: MainLoop, _ settings: MachineSettings, _ resources: FollowerResources, listener: CInt, address: String,
@@ -78,17 +80,59 @@ final class SecondaryService: EventHandler {
     AssembledMachine.restrict(resources.filters, .pair)
     var follower: HostThread?
     let reception = Reception(listener: listener, key: key)
-    while let channel = reception.next(refused: { say("pair: refused a connection: \($0)", byAnybody: true) }) {
+    while let channel = reception.next(
+      refused: { say("pair: refused a connection: \($0)", byAnybody: true) },
+      watching: { successor == nil ? -1 : resources.beats.descriptor },
+      ready: { if let successor { resources.beats.answer(.init(term: successor.term, hasLeft: false)) } })
+    {
       guard let side = free() else {
-        say("pair: refused another primary")
-        channel.refuse("it follows another primary; stop that one, or give this one a secondary of its own")
+        turnAway(channel)
         continue
       }
       // The last one has said that it is done.
       follower?.join()
-      follower = try? HostThread.start(name: "pair-follow") { [self] in follow(channel, side) }
-      if follower == nil { phase.withLock { $0 = .waiting } }
+      do throws(HostError) {
+        follower = try HostThread.start(name: "pair-follow") { [self] in follow(channel, side) }
+      } catch {
+        follower = nil
+        phase.withLock { $0 = .waiting }
+        say("pair: \(error)")
+        channel.refuse("\(error)")
+      }
     }
+  }
+
+  /// What serves the clients, after a takeover.
+  private var successor: PrimarySide? {
+    phase.withLock { phase in
+      switch phase {
+      case .tookOver(let successor, _, _), .serving(let successor, _, _): successor
+      default: nil
+      }
+    }
+  }
+
+  /// A primary that is not followed. If it has the same guest, one of both has been replaced.
+  private func turnAway(_ channel: Channel) {
+    guard let (term, bytes) = try? channel.receiveConfiguration(within: 1000),
+      let caller = try? PairDescription(decoding: bytes)
+    else { return channel.close() }
+    let isSame = guest.withLock { $0?.isSameGuest(as: caller) == true }
+    guard let successor else {
+      say("pair: refused another primary")
+      return channel.refuse("it follows another primary; stop that one, or give this one a secondary of its own")
+    }
+    guard isSame else {
+      say("pair: refused another primary")
+      return channel.refuse("it serves another guest; give this primary a secondary of its own")
+    }
+    if term > successor.term {
+      successor.replaced(in: term)
+      tell("pair: another has taken over; this guest ends")
+      return main.stop()
+    }
+    say("pair: a primary of this guest came back and was told that it has been replaced")
+    channel.refuse("it serves this guest since a takeover; start this side as its secondary", term: successor.term)
   }
 
   /// A side for a new primary, when there is none to follow.
@@ -109,6 +153,7 @@ final class SecondaryService: EventHandler {
     let kept = Mutex<(session: Session, successor: PrimarySide, protection: Protection?)?>(nil)
     let ending = side.follow(channel) { bytes in
       let description = try PairDescription(decoding: bytes)
+      guest.withLock { $0 = description }
       side.mode = description.mode
       let (settings, parts) = try resources.machine(settings, description, side, next)
       let session = try Session(settings, main: main, sink: sink, kvm: resources.kvm)
@@ -122,8 +167,6 @@ final class SecondaryService: EventHandler {
     case .tookOver:
       guard let made else { return }
       phase.withLock { $0 = .tookOver(made.successor, made.session, made.protection) }
-      // Whoever looks for a secondary here finds nobody.
-      _ = shutdown(listener, CInt(SHUT_RDWR))
       lx_eventfd_signal(turned)
     case .neverJoined(let why):
       made?.session.assembled.shutDown()

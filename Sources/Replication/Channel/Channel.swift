@@ -86,18 +86,23 @@ public final class Channel: Sendable {
       throw error
     }
     guard let keys else { throw .timedOut }
-    self.init(descriptor: descriptor, keys: keys, queueLimit: queueLimit)
+    try self.init(descriptor: descriptor, keys: keys, queueLimit: queueLimit)
   }
 
   /// A socket whose handshake is done.
-  init(descriptor: CInt, keys: Keys, queueLimit: Int = 256 << 20) {
+  init(descriptor: CInt, keys: Keys, queueLimit: Int = 256 << 20) throws(ChannelError) {
+    let (wake, room) = (lx_eventfd(0), lx_eventfd(0))
+    guard wake >= 0, room >= 0 else {
+      for opened in [descriptor, wake, room] where opened >= 0 { lx_close(opened) }
+      throw .system(operation: "eventfd", errno: -min(wake, room))
+    }
     self.keys = keys
     self.descriptor = descriptor
     self.queueLimit = queueLimit
     wire = Mutex(Wire(code: RecordCode(keys.send)))
     reader = Mutex(Reader(code: RecordCode(keys.receive)))
-    wake = lx_eventfd(0)
-    room = lx_eventfd(0)
+    self.wake = wake
+    self.room = room
   }
 
   deinit {

@@ -32,7 +32,8 @@ final class Handshake {
   /// Sends the greeting on a connected socket, which stays the caller's.
   init(_ descriptor: CInt, _ side: Channel.Side, _ key: SharedKey) throws(ChannelError) {
     var nonce = [UInt8](repeating: 0, count: Self.nonceSize)
-    _ = unsafe nonce.withUnsafeMutableBytes { unsafe lx_getrandom($0.baseAddress, $0.count) }
+    let error = unsafe nonce.withUnsafeMutableBytes { unsafe lx_getrandom($0.baseAddress, $0.count) }
+    guard error == 0 else { throw .system(operation: "getrandom", errno: -error) }
     (self.descriptor, self.side, self.key, self.nonce) = (descriptor, side, key, nonce)
     try write(Self.magic + Channel.bytes(Channel.version) + nonce)
   }

@@ -3,8 +3,8 @@ public import StateCodec
 /// What the two sides of a pair say to each other, in the order and within the limits of docs/protocol.md. Numbers are
 /// little-endian; byte strings are preceded by their length (4 bytes).
 public enum Message: Equatable, Sendable {
-  /// Primary: what the machine is made of; opaque here. The first message.
-  case configuration([UInt8])
+  /// Primary: the term in which it serves, and what the machine is made of; opaque here. The first message.
+  case configuration(term: UInt64, description: [UInt8])
   /// Primary: frame `number` from the wire, with its virtio-net header. Counted from 1.
   case input(card: UInt8, number: UInt64, frame: [UInt8])
   /// Secondary: it has so many frames of input.
@@ -36,8 +36,9 @@ public enum Message: Equatable, Sendable {
   case farewell(guestEnded: Bool)
   /// Primary: its guest has begun a connection in `epoch`, by this SYN frame with its virtio-net header.
   case started(card: UInt8, epoch: UInt64, frame: [UInt8])
-  /// Secondary: it follows this primary, or (with a reason) it does not. The first message.
-  case admission(refusal: String)
+  /// Secondary: it follows this primary, or (with a reason) it does not. The first message. A term is that in which the same
+  /// guest is served by another; 0 where that is not so.
+  case admission(refusal: String, term: UInt64)
   /// Primary: somebody wants the secondary to take over now.
   case takeOver
   /// Primary: this is about to leave in `epoch`, before the secondary has said as much.
@@ -98,7 +99,9 @@ extension Message {
     var out = StateWriter()
     out.put(kind)
     switch self {
-    case .configuration(let bytes): out.put(bytes)
+    case .configuration(let term, let description):
+      out.put(term)
+      out.put(description)
     case .input(let card, let number, let frame), .output(let card, let number, let frame),
       .started(let card, let number, let frame):
       out.put(card)
@@ -138,7 +141,9 @@ extension Message {
       out.put(term)
       out.put(time)
     case .farewell(let guestEnded): out.put(guestEnded)
-    case .admission(let refusal): out.put(Array(refusal.utf8))
+    case .admission(let refusal, let term):
+      out.put(Array(refusal.utf8))
+      out.put(term)
     case .takeOver: break
     case .early(let card, let epoch, let outputs):
       out.put(card)
@@ -168,7 +173,7 @@ extension Message {
     var reader = StateReader(slice: bytes)
     let kind = try reader.get(UInt8.self)
     switch kind {
-    case 1: self = .configuration(try reader.get())
+    case 1: self = .configuration(term: try reader.get(), description: try reader.get())
     case 2: self = .input(card: try reader.get(), number: try reader.get(), frame: try reader.get())
     case 3: self = .inputAcknowledged(card: try reader.get(), count: try reader.get())
     case 4: self = .output(card: try reader.get(), base: try reader.get(), frame: try reader.get())
@@ -196,7 +201,8 @@ extension Message {
     case 10: self = .heartbeat(term: try reader.get(), time: try reader.get())
     case 11: self = .farewell(guestEnded: try reader.get(Bool.self))
     case 12: self = .started(card: try reader.get(), epoch: try reader.get(), frame: try reader.get())
-    case 13: self = .admission(refusal: String(decoding: try reader.get([UInt8].self), as: UTF8.self))
+    case 13:
+      self = .admission(refusal: String(decoding: try reader.get([UInt8].self), as: UTF8.self), term: try reader.get())
     case 14: self = .takeOver
     case 15:
       let card = try reader.get(UInt8.self)

@@ -31,17 +31,29 @@ public final class Reception {
 
   deinit { for caller in callers { lx_close(caller.descriptor) } }
 
+  /// Milliseconds after which it looks again what to watch besides.
+  private static let look: CInt = 500
+
   /// Waits for the next that has the key; nil once the listener has been shut down.
-  /// - Parameter refused: told of each that has not.
-  public func next(refused: (ChannelError) -> Void) -> Channel? {
+  /// - Parameters:
+  ///   - refused: told of each that has not.
+  ///   - watched: another descriptor to be watched now, or -1.
+  ///   - ready: called when that is readable.
+  public func next(
+    refused: (ChannelError) -> Void, watching watched: () -> CInt = { -1 }, ready: () -> Void = {}
+  ) -> Channel? {
     while true {
       let now = lx_monotonic_ns()
       for caller in callers where now >= caller.deadline { end(caller, .timedOut, refused) }
       // Whoever is first in the queue of the kernel is taken in after those who are here have been heard.
       if let channel = hear(refused) { return channel }
-      var entries = ([listener] + callers.map(\.descriptor)).map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+      var entries = ([listener, watched()] + callers.map(\.descriptor)).map {
+        pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
+      }
       let left = callers.map { $0.deadline - min(now, $0.deadline) }.min()
-      _ = unsafe poll(&entries, nfds_t(entries.count), left.map { CInt($0 / 1_000_000) + 1 } ?? -1)
+      _ = unsafe poll(
+        &entries, nfds_t(entries.count), min(left.map { CInt($0 / 1_000_000) + 1 } ?? Self.look, Self.look))
+      if entries[1].revents != 0 { ready() }
       guard entries[0].revents != 0 else { continue }
       let descriptor = lx_tcp_accept(listener)
       if descriptor == -EINVAL { return nil }
@@ -64,11 +76,17 @@ public final class Reception {
   /// Takes in what all have said: the first who has proved that it knows the key.
   private func hear(_ refused: (ChannelError) -> Void) -> Channel? {
     for caller in callers {
+      let keys: Channel.Keys
       do throws(ChannelError) {
-        guard let keys = try caller.handshake.proceed() else { continue }
-        callers.removeAll { $0.descriptor == caller.descriptor }
-        return Channel(descriptor: caller.descriptor, keys: keys)
-      } catch { end(caller, error, refused) }
+        guard let proved = try caller.handshake.proceed() else { continue }
+        keys = proved
+      } catch {
+        end(caller, error, refused)
+        continue
+      }
+      callers.removeAll { $0.descriptor == caller.descriptor }
+      // It owns the socket from here on.
+      do throws(ChannelError) { return try Channel(descriptor: caller.descriptor, keys: keys) } catch { refused(error) }
     }
     return nil
   }

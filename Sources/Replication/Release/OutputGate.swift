@@ -23,6 +23,7 @@ public final class OutputGate: Sendable {
   private let clock: @Sendable () -> UInt64
   private let send: @Sendable ([UInt8]) -> Bool
   private let isTold: @Sendable (UInt64) -> Bool
+  private let mayTransmit: @Sendable () -> Bool
   private let state: Mutex<State>
   /// Held by whoever sends.
   private let wire = Mutex(Outgoing())
@@ -37,10 +38,13 @@ public final class OutputGate: Sendable {
   ///   - clock: monotonic nanoseconds.
   ///   - isTold: whether the secondary is sure to hear of a frame that leaves early, by what ``put(_:flow:inputGiven:early:)`` was
   ///     given as `told`.
+  ///   - mayTransmit: whether this side is sure that no other serves the clients; asked before each frame. What waits for that goes
+  ///     with ``retry()``.
   ///   - send: lets a frame out; false when the host side is full for now. Called by one thread at a time.
   public init(
     mode: ReplicationMode, frameLimit: Int = 4096, byteLimit: Int = 64 << 20,
     clock: @escaping @Sendable () -> UInt64, isTold: @escaping @Sendable (UInt64) -> Bool = { _ in true },
+    mayTransmit: @escaping @Sendable () -> Bool = { true },
     send: @escaping @Sendable ([UInt8]) -> Bool
   ) {
     self.mode = mode
@@ -48,6 +52,7 @@ public final class OutputGate: Sendable {
     self.byteLimit = byteLimit
     self.clock = clock
     self.isTold = isTold
+    self.mayTransmit = mayTransmit
     self.send = send
     // Twice the limit: places in the middle become free before the oldest does.
     var places = 2
@@ -348,13 +353,16 @@ public final class OutputGate: Sendable {
       outgoing.first = 0
       outgoing.told = outgoing.frames.map(\.told).max() ?? 0
     }
+    guard mayTransmit() else { return isStalled.store(true, ordering: .relaxed) }
     // Before any of them is seen: who takes over must know what clients were told.
     if outgoing.told > 0 {
       guard isTold(outgoing.told) else { return isStalled.store(true, ordering: .relaxed) }
       outgoing.told = 0
     }
     while outgoing.first < outgoing.frames.count, !isFenced.load(ordering: .sequentiallyConsistent) {
-      guard send(outgoing.frames[outgoing.first].bytes) else { return isStalled.store(true, ordering: .relaxed) }
+      guard mayTransmit(), send(outgoing.frames[outgoing.first].bytes) else {
+        return isStalled.store(true, ordering: .relaxed)
+      }
       unsentFrames.wrappingSubtract(1, ordering: .relaxed)
       unsentBytes.wrappingSubtract(outgoing.frames[outgoing.first].bytes.count, ordering: .relaxed)
       outgoing.first += 1

@@ -12,6 +12,8 @@ public enum Role: String, Codable, Sendable, CaseIterable {
   case takingOver
   /// Runs the guest without a secondary.
   case alone
+  /// Ran the guest, and was stopped for so long that its secondary may serve by now: lets nothing out until it has been told.
+  case quarantined
   /// Knows that another serves the clients: may not let out a frame, ever again.
   case fenced
 }
@@ -23,6 +25,8 @@ public enum RoleEvent: Equatable, Sendable {
   case firstCheckpoint
   /// The peer is dead by the detector, or its connection ended.
   case peerLost
+  /// The peer is lost, and this side was stopped for so long that the peer may have taken over.
+  case stalled
   /// The peer said that there is nothing to take over: the guest has ended, or it goes on alone.
   case peerSaidFarewell
   case takeoverDone
@@ -40,6 +44,7 @@ extension RoleEvent: CustomStringConvertible {
     case .secondaryConnected: "a secondary is there"
     case .firstCheckpoint: "the first checkpoint is whole"
     case .peerLost: "the other side is lost"
+    case .stalled: "this side was stopped, and its secondary may serve by now"
     case .peerSaidFarewell: "the other side said farewell"
     case .takeoverDone: "the takeover is done"
     case .failoverDemanded: "asked to take over"
@@ -83,6 +88,8 @@ public struct RoleMachine: Sendable {
       guard role != .secondary, role != .joining else { return nil }
       role = .fenced
     case (.alone, .secondaryConnected): role = .syncing
+    case (.syncing, .stalled), (.primary, .stalled): role = .quarantined
+    case (.quarantined, .peerLost): role = .alone
     case (.syncing, .firstCheckpoint): role = .primary
     case (.joining, .firstCheckpoint): role = .secondary
     case (.syncing, .peerLost), (.primary, .peerLost), (.syncing, .peerSaidFarewell), (.primary, .peerSaidFarewell):
