@@ -1,6 +1,7 @@
 import ArgumentParser
 import CLinux
 import Devices
+import Glibc
 import GuestMemory
 import MiniVMM
 
@@ -26,6 +27,7 @@ struct MiniVMMCommand: ParsableCommand {
 
   /// Every failure ends here: one line, and the exit code that goes with it.
   static func main() {
+    lx_limit_arenas()
     do {
       var command = try parseAsRoot()
       try command.run()
@@ -82,6 +84,8 @@ extension Failure {
     case .machine(let error): return status(error)
     case .disk(.busy), .card(.tapBusy): return .busy
     case .disk(.format): return .badData
+    case .card(.tapNotPermitted), .card(.noTunDevice(errno: EACCES)), .card(.noTunDevice(errno: EPERM)):
+      return .noPermission
     case .disk: return .noInput
     case .card, .seccomp, .memory(.noHugePages(_, _, _)): return .unavailable
     case .memory, .host, .tooManyDevices: return .osError

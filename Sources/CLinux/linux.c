@@ -139,7 +139,10 @@ const char *lx_strerror(int error) {
   return text ? text : "unknown error";
 }
 void lx_flush_and_exit(int code) { exit(code); }
-void lx_exit_now(int code) { _exit(code); }
+void lx_exit_now(int code) {
+  lx_terminal_restore();
+  _exit(code);
+}
 
 // Table-driven CRC-32C for CPUs without SSE4.2, made at first use; the same value whoever makes it.
 static uint32_t crc_soft(uint32_t crc, const uint8_t *bytes, size_t count) {

@@ -65,59 +65,38 @@ int lx_signal_mask(int signal, int block) {
   return -pthread_sigmask(block ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
 }
 
+static int signal_descriptor(const sigset_t *set) {
+  int result = pthread_sigmask(SIG_BLOCK, set, NULL);
+  if (result) return -result;
+  int fd = signalfd(-1, set, SFD_CLOEXEC | SFD_NONBLOCK);
+  return fd < 0 ? -errno : fd;
+}
+
 int lx_termination_descriptor(void) {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGINT);
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGHUP);
-  int result = pthread_sigmask(SIG_BLOCK, &set, NULL);
-  if (result) return -result;
-  int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-  return fd < 0 ? -errno : fd;
+  return signal_descriptor(&set);
 }
 
-void lx_ignore_write_signals(void) {
-  signal(SIGPIPE, SIG_IGN);
-  signal(SIGXFSZ, SIG_IGN);
+int lx_continue_descriptor(void) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGCONT);
+  return signal_descriptor(&set);
 }
 
-int lx_isatty(int fd) { return isatty(fd); }
-
-static struct termios saved_terminal;
-static volatile sig_atomic_t raw_descriptor = -1;
-
-void lx_terminal_restore(void) {
-  int fd = raw_descriptor;
-  if (fd < 0) return;
-  raw_descriptor = -1;
-  tcsetattr(fd, TCSANOW, &saved_terminal);
-}
-
-static void restore_and_die(int number) {
-  lx_terminal_restore();
-  signal(number, SIG_DFL);
-  raise(number);
-}
-
-int lx_terminal_raw(int fd) {
-  if (tcgetattr(fd, &saved_terminal) < 0) return -errno;
-  struct termios raw = saved_terminal;
-  cfmakeraw(&raw);
-  // The VMM's own lines, and guests that send bare line feeds, should still start at column 0.
-  raw.c_oflag |= OPOST | ONLCR;
-  raw_descriptor = fd;
-  if (tcsetattr(fd, TCSANOW, &raw) < 0) {
-    raw_descriptor = -1;
-    return -errno;
+void lx_signal_take(int fd) {
+  struct signalfd_siginfo taken;
+  while (read(fd, &taken, sizeof taken) > 0) {
   }
-  atexit(lx_terminal_restore);
-  static const int fatal[] = {SIGINT, SIGHUP, SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV};
-  for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++) {
-    struct sigaction action = {.sa_handler = restore_and_die, .sa_flags = SA_RESETHAND};
-    sigaction(fatal[i], &action, NULL);
-  }
-  return 0;
+}
+
+void lx_ignore_signals(void) {
+  static const int ignored[] = {SIGPIPE, SIGXFSZ, SIGTTIN, SIGTTOU};
+  for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) signal(ignored[i], SIG_IGN);
 }
 
 int lx_drop_privileges(const char *user) {
@@ -146,71 +125,10 @@ int lx_drop_privileges(const char *user) {
 int lx_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? -errno : 0; }
 
 const unsigned long lx_ioctl_tun_offload = TUNSETOFFLOAD;
-const unsigned long lx_ioctl_tcgets = TCGETS;
-const unsigned long lx_ioctl_tcsets = TCSETS;
 
 int lx_seccomp_load(const void *program, size_t count) {
   struct sock_fprog filter = {.len = (unsigned short)(count / sizeof(struct sock_filter)), .filter = (struct sock_filter *)program};
   return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0) < 0 ? -errno : 0;
-}
-
-static int sigsys_exit_code;
-
-static char *append(char *at, char *end, const char *text) {
-  while (*text && at < end) *at++ = *text++;
-  return at;
-}
-
-static void on_sigsys(int signal, siginfo_t *info, void *context) {
-  (void)signal;
-  (void)context;
-  char name[17] = {0}, line[160], digits[12], *at = line, *end = line + sizeof line - 1;
-  prctl(PR_GET_NAME, name);
-  int number = info->si_syscall, length = 0;
-  do digits[length++] = (char)('0' + number % 10);
-  while ((number /= 10) > 0 && length < 11);
-  at = append(at, end, "minivmm: thread ");
-  at = append(at, end, name);
-  at = append(at, end, ": its seccomp filter denied system call ");
-  const char *known = lx_syscall_name(info->si_syscall);
-  if (known) {
-    at = append(at, end, known);
-    at = append(at, end, " (");
-  }
-  while (length > 0 && at < end) *at++ = digits[--length];
-  at = append(at, end, known ? ")" : "");
-  at = append(at, end, "; run with --seccomp log to find what else it needs, and report it\n");
-  ssize_t ignored = write(STDERR_FILENO, line, (size_t)(at - line));
-  (void)ignored;
-  lx_terminal_restore();
-  _exit(sigsys_exit_code);
-}
-
-int lx_install_sigsys_handler(int exit_code) {
-  sigsys_exit_code = exit_code;
-  struct sigaction action = {.sa_sigaction = on_sigsys, .sa_flags = SA_SIGINFO};
-  return sigaction(SIGSYS, &action, NULL) < 0 ? -errno : 0;
-}
-
-// Only the calls a VMM thread could plausibly meet: a handler can't ask libseccomp, which allocates.
-const char *lx_syscall_name(int number) {
-#define NAME(call) case SYS_##call: return #call;
-  switch (number) {
-    NAME(read) NAME(write) NAME(open) NAME(openat) NAME(close) NAME(stat) NAME(fstat) NAME(newfstatat) NAME(lseek)
-    NAME(mmap) NAME(mprotect) NAME(munmap) NAME(mremap) NAME(brk) NAME(madvise) NAME(rt_sigaction) NAME(rt_sigprocmask)
-    NAME(ioctl) NAME(pread64) NAME(pwrite64) NAME(readv) NAME(writev) NAME(preadv2) NAME(pwritev2) NAME(socket)
-    NAME(connect) NAME(bind) NAME(listen) NAME(accept4) NAME(sendmsg) NAME(recvmsg) NAME(sendto) NAME(recvfrom)
-    NAME(clone) NAME(clone3) NAME(fork) NAME(vfork) NAME(execve) NAME(execveat) NAME(exit) NAME(exit_group) NAME(kill)
-    NAME(tgkill) NAME(futex) NAME(epoll_wait) NAME(epoll_pwait) NAME(epoll_ctl) NAME(eventfd2) NAME(timerfd_create)
-    NAME(timerfd_settime) NAME(fallocate) NAME(ftruncate) NAME(fsync) NAME(fdatasync) NAME(unlink) NAME(rename)
-    NAME(getrandom) NAME(memfd_create) NAME(prctl) NAME(ptrace) NAME(poll) NAME(ppoll) NAME(sched_yield)
-    NAME(clock_nanosleep) NAME(nanosleep) NAME(getpid) NAME(gettid) NAME(fcntl) NAME(dup) NAME(dup2) NAME(pipe2)
-    NAME(setuid) NAME(setgid) NAME(setresuid) NAME(setresgid) NAME(capset) NAME(mount) NAME(chroot) NAME(reboot)
-    NAME(seccomp) NAME(rseq) NAME(set_robust_list) NAME(sigaltstack) NAME(readlink) NAME(access) NAME(statx)
-    NAME(clock_gettime) NAME(gettimeofday) NAME(getrusage) NAME(prlimit64) NAME(sched_getaffinity) NAME(io_uring_setup)
-    default: return NULL;
-  }
-#undef NAME
 }
 
 static int release_object(struct dl_phdr_info *info, size_t size, void *context) {
@@ -271,5 +189,7 @@ int lx_exit_code(int process) {
 
 int lx_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC) < 0 ? -errno : 0; }
 
+// glibc opens a new arena for each thread that allocates, and from the ninth on looks up the number of CPUs.
+void lx_limit_arenas(void) { mallopt(M_ARENA_MAX, 8); }
 void lx_trim_heap(void) { malloc_trim(0); }
 void lx_release_program_pages(void) { dl_iterate_phdr(release_object, NULL); }

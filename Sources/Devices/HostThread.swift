@@ -24,7 +24,9 @@ public struct HostThread: Sendable {
         guard let context = unsafe context else { return nil }
         let body = unsafe Unmanaged<Body>.fromOpaque(context).takeRetainedValue()
         unsafe lx_set_thread_name(body.name)
+        let stack = unsafe lx_signal_stack()
         body.run()
+        unsafe lx_signal_stack_end(stack)
         return nil
       }, body.toOpaque())
     guard result == 0 else {

@@ -9,6 +9,8 @@ public import StateCodec
 public protocol MachineDevice: AnyObject, Sendable {
   /// Short and unique in its machine, such as "net0": names the device in messages and pairs saved state with it.
   var name: String { get }
+  /// Starts the device's own threads, as the machine's start. Once.
+  func start() throws(HostError)
   /// Finishes what is in flight on other threads (disk requests): none of it reaches guest RAM or a disk afterwards.
   func quiesce()
   /// From any thread, at any time: takes what locks it needs, and changes nothing, guest RAM included.
@@ -21,6 +23,8 @@ public protocol MachineDevice: AnyObject, Sendable {
 }
 
 extension MachineDevice {
+  public func start() throws(HostError) {}
+
   public func restore(from reader: inout StateReader) throws(StateError) {
     try restore(from: &reader, isTrial: false)
   }

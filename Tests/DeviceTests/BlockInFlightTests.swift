@@ -73,6 +73,7 @@ private struct Survivor {
   ) throws {
     self.disk = disk
     device = try BlockDevice(disk: disk, serial: "test-disk", workerCount: 2)
+    try device.start()
     driver = try TestDriver(device, memory: try GuestMemory(size: other.memory.size))
     try driver.memory.write(contents(other.memory), at: 0)
     driver.queues = other.queues
@@ -96,6 +97,7 @@ private func state(of driver: TestDriver) -> [UInt8] {
 
   init() throws {
     device = try BlockDevice(disk: disk, serial: "test-disk", workerCount: 2)
+    try device.start()
     driver = try TestDriver(device, memory: try GuestMemory(size: 16 << 20))
     driver.start(size: 64)
     driver.poke(BlockRequestHeader(type: BlockRequestType.write, sector: 0), at: TestDisk.header(0))
@@ -178,6 +180,7 @@ private func state(of driver: TestDriver) -> [UInt8] {
 
   init() throws {
     device = try BlockDevice(disk: disk, serial: "test-disk", workerCount: 2)
+    try device.start()
     driver = try TestDriver(device, memory: try GuestMemory(size: 4 << 20))
     driver.start(CommonFeature.eventIndex, size: 64)
   }

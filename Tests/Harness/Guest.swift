@@ -59,7 +59,7 @@ public final class Guest: @unchecked Sendable {
 }
 
 /// What a program has said so far: one thread adds, any may ask.
-private final class Transcript: @unchecked Sendable {
+final class Transcript: @unchecked Sendable {
   private let lock = NSCondition()
   private var said = ""
   private var ended = false

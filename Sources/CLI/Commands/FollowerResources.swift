@@ -11,7 +11,7 @@ struct FollowerResources: Sendable {
   let kvm: KVMSystem
   /// Whether KVM must be made to forget translations after a load.
   let refreshes: Bool
-  private var tap: TapBackend?
+  private let tap: TapBackend?
   private var disks: [DiskFile] = []
   /// The second way of signs of life, towards the primary.
   let beats: BeatPath
@@ -23,14 +23,8 @@ struct FollowerResources: Sendable {
   init(_ settings: MachineSettings, beats: String, shrink: Shrink) throws {
     self.shrink = shrink
     self.beats = try BeatPath(beats, listens: true)
-    guard settings.description.cards.count <= 1 else {
-      throw ValidationError("a protected guest has one network card at the most")
-    }
     kvm = try KVMSystem()
-    if let card = settings.description.cards.first {
-      guard case .tap(let name) = card.host else { throw ValidationError("a protected guest's card is on a tap") }
-      tap = try TapBackend(name: name)
-    }
+    tap = try protectedTap(settings.description)
     for disk in settings.description.disks {
       guard !disk.readOnly else {
         throw ValidationError("disk \(disk.path): a protected guest's disks are writable; leave out ,ro")

@@ -6,12 +6,17 @@ import Glibc
 /// thread, so that all inherit the mask of signals.
 final class MainLoop: EventHandler {
   let events: EventLoop
+  /// Readable when the process goes on after a stop (SIGCONT).
+  let continued: CInt
 
   init() throws {
-    lx_ignore_write_signals()
+    lx_ignore_signals()
+    lx_catch_fatal_signals()
     events = try EventLoop()
     let signals = lx_termination_descriptor()
     guard signals >= 0 else { throw HostError(operation: "signalfd", errno: -signals) }
+    continued = lx_continue_descriptor()
+    guard continued >= 0 else { throw HostError(operation: "signalfd", errno: -continued) }
     try end(on: signals)
   }
 

@@ -51,6 +51,13 @@ struct PairCommand: ParsableCommand {
     guard settings.description.cards.count == (secondaryNet == nil ? 0 : 1) else {
       throw ValidationError("give either one --net and one --secondary-net, or neither")
     }
+    // Two processes would have the descriptor; and the secondary has its primary's address.
+    if case .tapDescriptor = settings.description.cards.first?.host {
+      throw ValidationError("`pair` takes taps by name; fd= is for `run`, `primary`, `secondary` and `restore`")
+    }
+    guard secondaryNet == nil || (secondaryNet?.tap != nil && secondaryNet?.mac == nil) else {
+      throw ValidationError("--secondary-net takes tap=NAME and nothing else")
+    }
     guard settings.description.disks.count == secondaryDisk.count else {
       throw ValidationError(
         "\(settings.description.disks.count) disks and \(secondaryDisk.count) --secondary-disk; give as many")
@@ -59,10 +66,11 @@ struct PairCommand: ParsableCommand {
     // The children find it as descriptor 3; it has no name that could be left behind.
     let key = try Self.key()
     defer { lx_close(key) }
+    let main = try MainLoop()
     let pair = try PairProcesses(
-      MainLoop(), key: key, secondary: secondaryArguments(settings), primary: Self.primaryArguments())
+      main, key: key, secondary: secondaryArguments(settings), primary: Self.primaryArguments())
     // What the children do to the terminal outlives one that is killed.
-    if settings.console == .stdio, lx_isatty(0) == 1 { lx_terminal_raw(0) }
+    if settings.console == .stdio, Terminal.isThere { _ = try Terminal(main, setsMode: true) }
     throw try pair.run()
   }
 

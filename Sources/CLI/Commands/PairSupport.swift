@@ -120,6 +120,19 @@ struct PairDescription {
   func isSameGuest(as other: PairDescription) -> Bool { identity == other.identity || !mac.isEmpty && mac == other.mac }
 }
 
+/// The tap of a protected guest, opened; nil where it has no card.
+func protectedTap(_ description: MachineDescription) throws -> TapBackend? {
+  guard description.cards.count <= 1 else {
+    throw ValidationError("a protected guest has one network card at the most")
+  }
+  switch description.cards.first?.host {
+  case nil: return nil
+  case .tap(let name): return try TapBackend(name: name)
+  case .tapDescriptor(let number): return try TapBackend(handedOver: number)
+  case .socket, .custom: throw ValidationError("a protected guest's card is on a tap")
+  }
+}
+
 /// One line on standard error, for people and for scripts that wait for it.
 func tell(_ line: String) {
   let bytes = Array("minivmm: \(line)\n".utf8)

@@ -53,18 +53,11 @@ struct PrimaryCommand: ParsableCommand {
     try child.apply()
     let key = try PairKey.read(key)
     var settings = try guest.settings()
-    guard settings.description.cards.count <= 1 else {
-      throw ValidationError("a protected guest has one network card at the most")
-    }
     if let disk = settings.description.disks.first(where: \.readOnly) {
       throw ValidationError("disk \(disk.path): a protected guest's disks are writable; leave out ,ro")
     }
     let options = PrimarySide.Options(mode: mode, period: epochMax.nanoseconds)
-    var tap: (any FrameBackend)?
-    if let card = settings.description.cards.first {
-      guard case .tap(let name) = card.host else { throw ValidationError("a protected guest's card is on a tap") }
-      tap = try TapBackend(name: name)
-    }
+    let tap = try protectedTap(settings.description)
     let target = Protection.Target(address: replicate, heartbeat: heartbeat, key: key)
     let side = try PrimarySide(options, tap: tap)
     var backend: PairBackend?
@@ -80,12 +73,11 @@ struct PrimaryCommand: ParsableCommand {
       disks.append(mirrored)
     }
     settings.description.dirtyTracking = .bitmap
-    let mac = settings.description.cards.first.map { $0.mac ?? MachineDescription.Card.defaultMAC(0) } ?? []
     let description = PairDescription(
       cpus: settings.description.cpus, memory: settings.description.memory, mode: mode, period: options.period,
-      mac: mac, identity: try PairDescription.newIdentity(),
+      mac: settings.description.cards.first?.mac ?? [], identity: try PairDescription.newIdentity(),
       disks: disks.map(\.capacity), processor: try KVMSystem().hostProcessor())
-    let session = try guest.session(settings)
+    let session = try RunCommand.session(settings)
     side.offer(session.assembled.memory, session.assembled.pair, backend)
     // A guest that has ended is not to be taken over.
     defer { side.finish() }

@@ -1,8 +1,8 @@
-public import ArgumentParser
+import ArgumentParser
 import CLinux
 import Devices
 import Glibc
-public import MiniVMM
+import MiniVMM
 
 struct RunCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -18,57 +18,30 @@ struct RunCommand: ParsableCommand {
 
       """ + ExitStatus.help)
 
-  @Option(help: ArgumentHelp("Kernel: an ELF vmlinux, any ELF with a PVH note, or a bzImage.", valueName: "file"))
-  var kernel: String?
-
-  @Option(help: ArgumentHelp("Initial RAM disk.", valueName: "file"))
-  var initrd: String?
-
-  @Option(
-    help:
-      "Kernel command line; words that announce the virtio devices are added where the kernel does not read ACPI tables."
-  )
-  var cmdline: String?
-
-  @Option(help: "Boot protocol: auto (PVH where the ELF has a note), linux64 or pvh.")
-  var boot: BootProtocol?
-
-  @Flag(
-    inversion: .prefixedNo,
-    help: "Give the guest ACPI tables. Without, it has the MP table and learns of its devices on the command line.")
-  var acpi: Bool?
+  @OptionGroup var boot: BootOptions
 
   @OptionGroup var machine: MachineOptions
 
-  @Option(help: ArgumentHelp("Settings as a JSON object; the command line wins.", valueName: "file"))
-  var config: String?
-
-  func run() throws { throw try session(settings()).run() }
+  func run() throws { throw try Self.session(settings()).run() }
 
   /// What the options and the configuration file ask for.
-  func settings() throws -> MachineSettings { try MachineSettings(machine, file()) }
-
-  private func file() throws -> ConfigurationFile { try config.map(ConfigurationFile.read) ?? ConfigurationFile() }
+  func settings() throws -> MachineSettings { try MachineSettings(machine, boot: boot) }
 
   /// A machine with its kernel loaded.
-  func session(_ settings: MachineSettings) throws -> Session {
-    let file = try file()
-    guard let kernel = kernel ?? file.kernel else {
+  static func session(_ settings: MachineSettings) throws -> Session {
+    let boot = settings.boot
+    guard let kernel = boot.kernel else {
       throw ValidationError("no kernel; give --kernel FILE, or \"kernel\" in a --config file")
     }
-    let protocolName = file.boot ?? "auto"
-    guard let bootProtocol = boot ?? BootProtocol(rawValue: protocolName) else {
-      throw Failure("configuration: boot '\(protocolName)' is not auto, linux64 or pvh", .badData)
-    }
     let session = try Session(settings)
-    let kernelFile = try Self.open(kernel, what: "kernel")
+    let kernelFile = try open(kernel, what: "kernel")
     defer { lx_close(kernelFile) }
-    let initrdFile = try (initrd ?? file.initrd).map { try Self.open($0, what: "initrd") }
+    let initrdFile = try boot.initrd.map { try open($0, what: "initrd") }
     defer { if let initrdFile { lx_close(initrdFile) } }
     try session.boot(
       BootSource(
-        kernel: kernelFile, initrd: initrdFile, commandLine: cmdline ?? file.cmdline ?? "",
-        bootProtocol: bootProtocol, devices: session.assembled.windows, acpi: acpi ?? file.acpi ?? true),
+        kernel: kernelFile, initrd: initrdFile, commandLine: boot.commandLine,
+        bootProtocol: boot.bootProtocol, devices: session.assembled.windows, acpi: boot.acpi),
       kernelPath: kernel)
     return session
   }
@@ -88,5 +61,3 @@ struct RunCommand: ParsableCommand {
     return descriptor
   }
 }
-
-extension BootProtocol: ExpressibleByArgument {}

@@ -49,14 +49,15 @@ struct SecondaryCommand: ParsableCommand {
     guard machine.cpus == nil, machine.memory == nil else {
       throw ValidationError("--cpus and --memory are the primary's; leave them out here")
     }
-    guard !machine.hugepages else { throw ValidationError("\(GuestMemoryError.hugePagesRollBack)") }
+    guard machine.hugepages != true else { throw ValidationError("\(GuestMemoryError.hugePagesRollBack)") }
   }
 
   func run() throws {
     try FaultPoints.install(faults.fault)
     try child.apply()
     let key = try PairKey.read(key)
-    var settings = try MachineSettings(machine, ConfigurationFile())
+    var settings = try MachineSettings(machine)
+    settings.description.hugePages = false
     let user = settings.user.take()
     let main = try MainLoop()
     let listener = unsafe lx_tcp_listen(listen)

@@ -96,7 +96,7 @@ final class SecondaryService: EventHandler {
       } catch {
         follower = nil
         phase.withLock { $0 = .waiting }
-        say("pair: \(error)")
+        say("pair: refused a primary: \(error)")
         channel.refuse("\(error)")
       }
     }

@@ -87,7 +87,7 @@ final class Session: Sendable {
     try main.end(on: assembled.machine.endDescriptor)
     sink?.turnOn()
     if settings.console == .stdio {
-      _ = try ConsoleInput(serial: assembled.serial, loop: main.events, onEscape: { [main] in main.stop() })
+      _ = try ConsoleInput(serial: assembled.serial, main: main)
     }
     if let user = settings.user { try Self.dropPrivileges(to: user) }
     try start()

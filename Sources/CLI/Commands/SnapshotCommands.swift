@@ -60,7 +60,8 @@ struct RestoreCommand: ParsableCommand {
     commandName: "restore", abstract: "Go on with a machine from a snapshot.",
     discussion: """
       Give the same disks, network cards and CPUs, in the same order, as the machine had; RAM size comes from the file.
-      Disks must hold what they held when the snapshot was taken: those of another size, or in another order, are refused.
+      Disks must hold what they held when the snapshot was taken: those of another size, or in another order, are refused. Of a
+      --config file, kernel, command line and RAM size are left out.
 
       EXAMPLES:
         minivmm restore vm.snapshot --disk root.img --net tap=tap0
@@ -73,12 +74,16 @@ struct RestoreCommand: ParsableCommand {
 
   @OptionGroup var machine: MachineOptions
 
+  func validate() throws {
+    guard machine.memory == nil else { throw ValidationError("--memory is the snapshot's; leave it out here") }
+  }
+
   func run() throws {
     let descriptor = try RunCommand.open(file, what: "snapshot")
     defer { lx_close(descriptor) }
     do {
       let header = try SnapshotFile.header(of: descriptor)
-      let settings = try MachineSettings(machine, ConfigurationFile(), memory: header.memorySize)
+      let settings = try MachineSettings(machine, memory: header.memorySize)
       let session = try Session(settings)
       let disks = zip(settings.description.disks.map(\.path), session.assembled.identifyDisks())
       for path in try SavedDisks.check(header.disks, disks.map { ($0, $1) }) {

@@ -4,12 +4,24 @@ import Glibc
 
 /// The other end of a control socket: one request, one reply.
 enum ControlClient {
+  /// How often, and microseconds after how long, a full backlog is tried again.
+  private static let attempts = 50
+  private static let pause: UInt32 = 100_000
+
   /// - Parameter descriptor: an open file that travels with the request, or -1.
   static func send(_ request: ControlRequest, to path: String, descriptor: CInt = -1) throws -> ControlReply {
     let fd = lx_unix_socket(CInt(SOCK_STREAM.rawValue))
     guard fd >= 0 else { throw HostError(operation: "socket", errno: -fd) }
     defer { lx_close(fd) }
-    let connected = unsafe lx_unix_connect(fd, path)
+    var connected = unsafe lx_unix_connect(fd, path)
+    // As many wait as may.
+    for _ in 0..<Self.attempts where connected == -EAGAIN {
+      usleep(Self.pause)
+      connected = unsafe lx_unix_connect(fd, path)
+    }
+    guard connected != -EAGAIN else {
+      throw Failure("the machine at \(path) does not answer those who ask it already; is it hung?", .protocolError)
+    }
     guard connected >= 0 else {
       throw Failure(
         "cannot reach control socket \(path): \(unsafe String(cString: lx_strerror(-connected))); "
@@ -21,7 +33,8 @@ enum ControlClient {
         ? unsafe lx_send(fd, bytes.baseAddress, bytes.count)
         : unsafe lx_send_fd(fd, bytes.baseAddress, bytes.count, descriptor)
     }
-    guard sent == line.count else {
+    // One that has been refused finds the connection closed, and the reason in it.
+    guard sent == line.count || sent == -Int(EPIPE) else {
       throw Failure("the machine at \(path) does not take requests; is it hung?", .protocolError)
     }
     var reply: [UInt8] = []

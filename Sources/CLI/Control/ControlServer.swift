@@ -7,8 +7,15 @@ import Synchronization
 final class ControlServer: EventHandler {
   static let clientLimit = 8
 
+  /// Nanoseconds until a client is looked for again when no descriptor was free for one.
+  private static let rest: UInt64 = 1_000_000_000
+
   private let path: String
   private let listener: CInt
+  /// What was made at `path`.
+  private let identity: Identity?
+  private let listening = Mutex<EventLoop.Source?>(nil)
+  private let timer: CInt
   private let loop: EventLoop
   private let clients = Mutex<[Client?]>([Client?](repeating: nil, count: clientLimit))
   /// Answers a request; the descriptor that came with it, or -1, is closed afterwards.
@@ -22,15 +29,39 @@ final class ControlServer: EventHandler {
   }
 
   private static let listenTag = UInt32.max
+  private static let timerTag = UInt32.max - 1
 
   init(path: String, loop: EventLoop, answer: @escaping @Sendable (ControlRequest, CInt) -> ControlReply) throws {
+    self.path = path
+    self.loop = loop
+    self.answer = answer
+    (listener, identity) = try Self.listen(at: path)
+    timer = lx_timerfd()
+    guard timer >= 0 else { throw HostError(operation: "timerfd_create", errno: -timer) }
+    _ = try loop.register(timer, events: EPOLLIN.rawValue, handler: self, tag: Self.timerTag)
+    let source = try loop.register(listener, events: EPOLLIN.rawValue, handler: self, tag: Self.listenTag)
+    listening.withLock { $0 = source }
+  }
+
+  func close() {
+    // Not one that another process has made at the same path since.
+    if let identity, Self.identity(of: path) == identity { unsafe lx_unlink(path) }
+    lx_close(listener)
+  }
+
+  // MARK: The socket's path
+
+  /// A listening socket at `path`, and its identity there.
+  private static func listen(at path: String) throws -> (CInt, Identity?) {
     let fd = lx_unix_socket(CInt(SOCK_STREAM.rawValue))
     guard fd >= 0 else { throw HostError(operation: "socket", errno: -fd) }
-    var result = unsafe lx_unix_listen(fd, path, CInt(Self.clientLimit))
-    if result == -EADDRINUSE, !Self.isAlive(path) {
-      // A socket left behind by a machine that was killed.
+    // Between looking at an old socket and taking its place nobody else may do so. A folder that can't be locked goes without.
+    let lock = unsafe lx_lock_folder(path)
+    defer { if lock >= 0 { lx_close(lock) } }
+    var result = unsafe lx_unix_listen(fd, path, CInt(clientLimit))
+    if result == -EADDRINUSE, try isLeftBehind(path) {
       unsafe lx_unlink(path)
-      result = unsafe lx_unix_listen(fd, path, CInt(Self.clientLimit))
+      result = unsafe lx_unix_listen(fd, path, CInt(clientLimit))
     }
     guard result >= 0 else {
       lx_close(fd)
@@ -41,31 +72,55 @@ final class ControlServer: EventHandler {
         "cannot create control socket \(path): \(unsafe String(cString: lx_strerror(-result))); choose a path you may write to",
         .cannotCreate)
     }
-    self.path = path
-    listener = fd
-    self.loop = loop
-    self.answer = answer
-    _ = try loop.register(fd, events: EPOLLIN.rawValue, handler: self, tag: Self.listenTag)
+    return (fd, identity(of: path))
   }
 
-  func close() {
-    unsafe lx_unlink(path)
-    lx_close(listener)
-  }
-
-  private static func isAlive(_ path: String) -> Bool {
+  /// Whether the socket at `path` belongs to nobody, such as that of a machine that was killed. One whose backlog is full is alive.
+  private static func isLeftBehind(_ path: String) throws -> Bool {
+    guard identity(of: path) != nil else {
+      throw Failure("\(path) exists and is not a socket; choose another path for --control", .cannotCreate)
+    }
     let fd = lx_unix_socket(CInt(SOCK_STREAM.rawValue))
     defer { lx_close(fd) }
-    return unsafe lx_unix_connect(fd, path) >= 0
+    return unsafe lx_unix_connect(fd, path) == -ECONNREFUSED
   }
 
+  private struct Identity: Equatable {
+    var device: UInt64
+    var inode: UInt64
+  }
+
+  /// Of a socket at `path`; nil for anything else.
+  private static func identity(of path: String) -> Identity? {
+    var words: [UInt64] = [0, 0]
+    return unsafe lx_unix_identity(path, &words) == 1 ? Identity(device: words[0], inode: words[1]) : nil
+  }
+
+  // MARK: Clients
+
   func ready(tag: UInt32, events: UInt32) {
-    if tag == Self.listenTag { accept() } else { receive(Int(tag)) }
+    switch tag {
+    case Self.listenTag: accept()
+    case Self.timerTag:
+      _ = lx_eventfd_take(timer)
+      listen(true)
+    default: receive(Int(tag))
+    }
+  }
+
+  private func listen(_ wanted: Bool) {
+    listening.withLock { if let source = $0 { loop.setInterest(source, events: wanted ? EPOLLIN.rawValue : 0) } }
   }
 
   private func accept() {
     let fd = lx_accept(listener)
-    guard fd >= 0 else { return }
+    guard fd >= 0 else {
+      if [-EAGAIN, -EINTR, -ECONNABORTED].contains(fd) { return }
+      // No descriptor is free, and the client still waits: without a rest this would come again at once.
+      listen(false)
+      lx_timerfd_arm(timer, Self.rest)
+      return
+    }
     let accepted = clients.withLock { clients -> Bool in
       guard
         let index = clients.firstIndex(where: { $0 == nil }),
@@ -74,7 +129,11 @@ final class ControlServer: EventHandler {
       clients[index] = Client(descriptor: fd, source: source)
       return true
     }
-    if !accepted { lx_close(fd) }
+    guard !accepted else { return }
+    _ = send(
+      ControlCodec.line(ControlReply.failure("\(Self.clientLimit) clients are connected; end one of them first")),
+      to: fd)
+    lx_close(fd)
   }
 
   private func receive(_ index: Int) {

@@ -15,6 +15,8 @@ struct ChildOptions: ParsableArguments {
     try Self.keep()
   }
 
+  static var isChild: Bool { kept.withLock { $0 != nil } }
+
   /// To be called again after a change of user, which makes the kernel forget.
   static func keep() throws {
     guard let parent = kept.withLock({ $0 }) else { return }

@@ -1,4 +1,5 @@
 import ArgumentParser
+import MiniVMM
 
 /// `PATH[,ro][,format=raw]`
 struct DiskOption: ExpressibleByArgument, Codable, Equatable, Sendable {
@@ -27,18 +28,20 @@ struct DiskOption: ExpressibleByArgument, Codable, Equatable, Sendable {
   }
 
   init(from decoder: any Decoder) throws {
-    let container = try decoder.container(keyedBy: CodingKeys.self)
+    let container = try decoder.knownKeys(CodingKeys.self)
     path = try container.decode(String.self, forKey: .path)
     readOnly = try container.decodeIfPresent(Bool.self, forKey: .readOnly) ?? false
     format = try container.decodeIfPresent(String.self, forKey: .format)
   }
 
-  private enum CodingKeys: String, CodingKey { case path, readOnly, format }
+  private enum CodingKeys: String, CodingKey, CaseIterable { case path, readOnly, format }
 }
 
-/// `tap=NAME[,mac=…]` or `socket=PATH[,mac=…]`
+/// `tap=NAME[,mac=…]`, `fd=NUMBER[,mac=…]` or `socket=PATH[,mac=…]`
 struct NetOption: ExpressibleByArgument, Codable, Equatable, Sendable {
   var tap: String?
+  /// A descriptor that is attached to a tap already.
+  var fd: Int32?
   var socket: String?
   var mac: String?
 
@@ -48,12 +51,42 @@ struct NetOption: ExpressibleByArgument, Codable, Equatable, Sendable {
       guard pair.count == 2 else { return nil }
       switch pair[0] {
       case "tap": tap = String(pair[1])
+      case "fd":
+        guard let number = Int32(pair[1]) else { return nil }
+        fd = number
       case "socket": socket = String(pair[1])
       case "mac": mac = String(pair[1])
       default: return nil
       }
     }
-    guard (tap == nil) != (socket == nil), mac == nil || macBytes != nil else { return nil }
+    guard isValid else { return nil }
+  }
+
+  init(from decoder: any Decoder) throws {
+    let container = try decoder.knownKeys(CodingKeys.self)
+    tap = try container.decodeIfPresent(String.self, forKey: .tap)
+    fd = try container.decodeIfPresent(Int32.self, forKey: .fd)
+    socket = try container.decodeIfPresent(String.self, forKey: .socket)
+    mac = try container.decodeIfPresent(String.self, forKey: .mac)
+    guard isValid else {
+      throw DecodingError.dataCorrupted(
+        DecodingError.Context(
+          codingPath: decoder.codingPath,
+          debugDescription: "a network card needs one of tap, fd (3 or more) and socket, and a unicast mac if any"))
+    }
+  }
+
+  private enum CodingKeys: String, CodingKey, CaseIterable { case tap, fd, socket, mac }
+
+  private var isValid: Bool {
+    let hosts = [tap != nil, fd != nil, socket != nil].count { $0 }
+    return hosts == 1 && fd ?? 3 >= 3 && (mac == nil || macBytes != nil)
+  }
+
+  var host: MachineDescription.Card.Host {
+    if let tap { return .tap(tap) }
+    if let fd { return .tapDescriptor(fd) }
+    return .socket(socket ?? "")
   }
 
   /// The address given, six bytes, unicast; nil when there is none or it is not one.

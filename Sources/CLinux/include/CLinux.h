@@ -92,8 +92,16 @@ int lx_getrandom(void *buffer, size_t count);
 /// first; KVM's take it tens of milliseconds. Until then a tap swallows its guest's frames, and a peer sees no end.
 int lx_closed_first(int fd);
 /// Opens /dev/net/tun and attaches to tap `name` with IFF_NO_PI | IFF_VNET_HDR, header size 12, non-blocking.
-/// Returns the descriptor, or -errno; *step names the call that failed (0 open, 1 TUNSETIFF, 2 TUNSETVNETHDRSZ).
-int lx_tap_open(const char *name, int *step);
+/// Returns the descriptor, or -errno; *step names the call that failed (0 open, 1 TUNSETIFF, 2 TUNSETVNETHDRSZ), *kind what the
+/// interface is: LX_KIND_* or 0.
+int lx_tap_open(const char *name, int *step, int *kind);
+#define LX_KIND_TAP 1
+#define LX_KIND_TUN 2
+/// Makes of a descriptor that is attached to a tap what lx_tap_open returns, and closes it for another number. -errno; *step names
+/// what failed: 0 it is no tap (-EBADF), or not with IFF_NO_PI | IFF_VNET_HDR (-EINVAL), 1 fcntl, 2 TUNSETVNETHDRSZ.
+int lx_tap_adopt(int fd, int *step);
+/// The name of the interface that a descriptor is attached to.
+int lx_tap_name(int fd, char name[IFNAMSIZ]);
 /// TUNSETOFFLOAD; flags of LX_TAP_*.
 int lx_tap_set_offload(int fd, unsigned flags);
 #define LX_TAP_CSUM 1u
@@ -103,6 +111,11 @@ int lx_tap_set_offload(int fd, unsigned flags);
 int lx_unix_socket(int type);
 int lx_unix_connect(int fd, const char *path);
 int lx_unix_listen(int fd, const char *path, int backlog);
+/// Device and inode at `path`: 1 for a socket, 0 for something else, or -errno.
+int lx_unix_identity(const char *path, uint64_t identity[2]);
+/// Locks the folder that `path` is in against others that do the same, for as long as the descriptor returned is open; after a second
+/// without the lock. -errno for a folder that can't be opened.
+int lx_lock_folder(const char *path);
 int lx_accept(int fd);
 // A TCP socket for "host:port", without Nagle's delay; waits for each of the name's addresses for 1.5 s at the most.
 // -EADDRNOTAVAIL when the name can't be resolved.
@@ -135,7 +148,7 @@ int lx_file_mode(int fd);
 // Whether an open file is this process's user's, or root's.
 int lx_file_is_own(int fd);
 int lx_set_file_mode(int fd, int mode);
-/// recvmsg of bytes and at most one descriptor (SCM_RIGHTS); *received_fd is -1 when there was none.
+/// recvmsg of bytes and at most one descriptor (SCM_RIGHTS), others are closed; *received_fd is -1 when there was none.
 ssize_t lx_receive_fd(int fd, void *buffer, size_t count, int *received_fd);
 ssize_t lx_send_fd(int fd, const void *buffer, size_t count, int sent_fd);
 /// send with MSG_NOSIGNAL | MSG_DONTWAIT
@@ -160,6 +173,8 @@ void lx_thread_prefer(void);
 int lx_thread_join(pthread_t thread);
 /// Lets a thread run on the first `count` of the CPUs that the main thread may use; 0 for all of them.
 void lx_thread_limit_cpus(pthread_t thread, int count);
+/// Has threads share malloc's memory instead of looking up how many CPUs there are. Once, before there are other threads.
+void lx_limit_arenas(void);
 /// Gives memory that malloc keeps back to the host.
 void lx_trim_heap(void);
 int lx_thread_signal(pthread_t thread, int signal);
@@ -171,12 +186,28 @@ int lx_install_kick_handler(void);
 int lx_signal_mask(int signal, int block);
 /// Blocks SIGINT, SIGTERM and SIGHUP in this thread and those it starts, and returns a descriptor readable when one comes.
 int lx_termination_descriptor(void);
-/// A reader that goes away, or a file that may not grow, is an error of the write and not the end of the process.
-void lx_ignore_write_signals(void);
+/// Blocks SIGCONT in this thread and those it starts, and returns a descriptor readable when one comes.
+int lx_continue_descriptor(void);
+/// Reads all that a signal's descriptor has.
+void lx_signal_take(int fd);
+/// A reader that goes away, or a file that may not grow, is an error of the write and not the end of the process; a terminal that
+/// another process group has does not stop it.
+void lx_ignore_signals(void);
 int lx_isatty(int fd);
-/// Puts terminal `fd` into raw mode and stores what it was; also restores it at exit() and on fatal signals.
+/// Whether this process's group is the terminal's foreground group. Also where there is no job control.
+int lx_terminal_is_ours(int fd);
+/// Puts terminal `fd` into raw mode and stores what it was; also restores it at exit() and on fatal signals. Again after
+/// another process may have set it.
 int lx_terminal_raw(int fd);
+/// Undoes lx_terminal_raw, where the terminal is ours. Async-signal-safe; makes the system calls getpgrp and ioctl (TIOCGPGRP,
+/// TCSETS) alone.
 void lx_terminal_restore(void);
+/// Signals that end the process restore the terminal and say which thread they came from.
+void lx_catch_fatal_signals(void);
+/// Gives the calling thread a stack of its own for signal handlers, so that the end of its ordinary one is reported as well. NULL
+/// when there is no memory. To be ended by the same thread.
+void *lx_signal_stack(void);
+void lx_signal_stack_end(void *memory);
 /// Drops to `user` (name or numeric uid) and its group, all capabilities gone; -errno, or -ENOENT for an unknown user.
 int lx_drop_privileges(const char *user);
 int lx_no_new_privileges(void);
@@ -203,10 +234,11 @@ void lx_release_program_pages(void);
 const char *lx_syscall_name(int number);
 /// Loads a BPF program (`count` bytes of struct sock_filter) as the calling thread's seccomp filter. Needs no new privileges.
 int lx_seccomp_load(const void *program, size_t count);
-/// TUNSETOFFLOAD, TCGETS, TCSETS, TCSETSW: ioctl numbers that filters name.
-extern const unsigned long lx_ioctl_tun_offload, lx_ioctl_tcgets, lx_ioctl_tcsets;
+/// TUNSETOFFLOAD, TCGETS, TCSETS, TIOCGPGRP: ioctl numbers that filters name.
+extern const unsigned long lx_ioctl_tun_offload, lx_ioctl_tcgets, lx_ioctl_tcsets, lx_ioctl_terminal_group;
 /// exit(3): buffered output is written first.
 void lx_flush_and_exit(int code) __attribute__((noreturn));
+/// _exit(2), with the terminal as it was.
 void lx_exit_now(int code) __attribute__((noreturn));
 const char *lx_strerror(int error);
 

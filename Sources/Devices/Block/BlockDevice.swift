@@ -35,9 +35,11 @@ public final class BlockDevice: VirtioDevice {
     let slots = DiskSlots(disk: disk)
     self.slots = slots
     workers = try DiskWorkers(
-      name: "disk", count: workerCount, capacity: Int(Virtqueue.maximumSize), onStart: onWorkerStart,
-      body: { slots.perform($0) })
+      count: workerCount, capacity: Int(Virtqueue.maximumSize), onStart: onWorkerStart, body: { slots.perform($0) })
   }
+
+  /// Starts the worker threads.
+  public func start() throws(HostError) { try workers.start() }
 
   /// Ends the worker threads. After the device thread has ended.
   public func shutDown() {

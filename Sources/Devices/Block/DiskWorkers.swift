@@ -18,12 +18,20 @@ final class DiskWorkers: Sendable {
   private let idle: CInt
   private let queues: Mutex<Queues>
   private let threads = Mutex<[HostThread]>([])
+  private let count: Int
+  private let onStart: @Sendable () -> Void
+  private let body: @Sendable (Int) -> Void
 
-  /// - Parameter body: does the work of a slot, on a worker thread.
+  /// - Parameters:
+  ///   - count: of threads, once started.
+  ///   - onStart: runs first on each of them.
+  ///   - body: does the work of a slot, on a worker thread.
   init(
-    name: String, count: Int, capacity: Int, onStart: @escaping @Sendable () -> Void,
-    body: @escaping @Sendable (Int) -> Void
+    count: Int, capacity: Int, onStart: @escaping @Sendable () -> Void, body: @escaping @Sendable (Int) -> Void
   ) throws(HostError) {
+    self.count = count
+    self.onStart = onStart
+    self.body = body
     finishedDescriptor = lx_eventfd(0)
     work = lx_eventfd(0)
     idle = lx_eventfd(0)
@@ -34,8 +42,13 @@ final class DiskWorkers: Sendable {
     guard finishedDescriptor >= 0, work >= 0, idle >= 0 else {
       throw HostError(operation: "eventfd", errno: -min(finishedDescriptor, work, idle))
     }
+  }
+
+  /// Starts the threads. Once: a process that changes its user must have done so before, because each thread that exists
+  /// then has to make the same system calls, which their filters deny.
+  func start() throws(HostError) {
     for _ in 0..<count {
-      let thread = try HostThread.start(name: name) { [self] in
+      let thread = try HostThread.start(name: "disk") { [self] in
         onStart()
         run(body)
       }

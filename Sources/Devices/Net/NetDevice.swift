@@ -38,13 +38,13 @@ public final class NetDevice: VirtioDevice {
 
   public let statistics = NetStatistics()
   private let backend: any FrameBackend
-  private let mac: [UInt8]
   private let state: Mutex<State>
   /// A timer: the next attempt to get the back end back.
   private let retry: CInt?
   private let onBackend: @Sendable (_ isThere: Bool) -> Void
 
   private struct State {
+    var mac: [UInt8]
     var features: UInt64 = 0
     var source: EventLoop.Source?
     var loop: EventLoop?
@@ -67,16 +67,15 @@ public final class NetDevice: VirtioDevice {
   }
 
   /// - Parameters:
-  ///   - mac: six bytes.
+  ///   - mac: six bytes; a restored state brings its own, which its guest has known since it booted.
   ///   - onBackend: told when the tap or peer has gone (false) and has come back (true). Device thread.
   public init(
     backend: any FrameBackend, mac: [UInt8], onBackend: @escaping @Sendable (_ isThere: Bool) -> Void = { _ in }
   ) {
     self.backend = backend
-    self.mac = mac
     self.onBackend = onBackend
     retry = backend.canReopen ? lx_timerfd() : nil
-    state = Mutex(State())
+    state = Mutex(State(mac: mac))
   }
 
   deinit { if let retry { lx_close(retry) } }
@@ -85,7 +84,7 @@ public final class NetDevice: VirtioDevice {
   public var queueCount: Int { 2 }
   public var features: UInt64 { backend.offloads | NetFeature.macAddress | NetFeature.mergeableBuffers }
   /// struct virtio_net_config: the MAC address, then a status field that nobody negotiated.
-  public var configuration: [UInt8] { mac + [0, 0, 0, 0] }
+  public var configuration: [UInt8] { state.withLock(\.mac) + [0, 0, 0, 0] }
 
   public func attach(to loop: EventLoop, handler: any EventHandler) throws(HostError) {
     let source = try loop.register(
@@ -367,16 +366,22 @@ public final class NetDevice: VirtioDevice {
   public func quiesce(_ queues: inout QueueSet) {}
 
   public func save(to writer: inout StateWriter) {
-    state.withLock { writer.put(Array($0.packet[..<$0.packetCount])) }
+    state.withLock {
+      writer.put($0.mac)
+      writer.put(Array($0.packet[..<$0.packetCount]))
+    }
   }
 
   public func restore(from reader: inout StateReader, isTrial: Bool) throws(StateError) {
+    let mac = try reader.get([UInt8].self)
+    guard mac.count == 6, mac[0] & 1 == 0 else { throw .invalid("a card's address \(mac)") }
     let packet = try reader.get([UInt8].self)
     guard packet.isEmpty || (NetHeader.size + 1...Self.maximumPacket).contains(packet.count) else {
       throw .invalid("a waiting frame of \(packet.count) bytes")
     }
     if isTrial { return }
     state.withLock { state in
+      state.mac = mac
       state.packet.replaceSubrange(..<packet.count, with: packet)
       state.packetCount = packet.count
     }

@@ -20,6 +20,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   var configuration: [UInt8] { get }
   /// Registers descriptors of the host side (tap, socket, worker) with `loop`; their events come back as ``event``.
   func attach(to loop: EventLoop, handler: any EventHandler) throws(HostError)
+  /// Starts the device's own threads, as the machine's start: none exists before. Once.
+  func start() throws(HostError)
   /// The driver has set DRIVER_OK.
   func activate(features: UInt64)
   /// Works on one queue until it is empty or its share of the thread is used up.
@@ -43,6 +45,7 @@ extension VirtioDevice {
   public var polls: Bool { false }
   public var repeatsRequests: Bool { false }
   public func attach(to loop: EventLoop, handler: any EventHandler) throws(HostError) {}
+  public func start() throws(HostError) {}
   public func activate(features: UInt64) {}
   public func event(tag: UInt32, events: UInt32, _ queues: inout QueueSet) -> Int? { nil }
   public func quiesce(_ queues: inout QueueSet) {}

@@ -70,6 +70,8 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
     for descriptor in notifyDescriptors { lx_close(descriptor) }
   }
 
+  public func start() throws(HostError) { try device.start() }
+
   // MARK: Device thread
 
   public func ready(tag: UInt32, events: UInt32) {

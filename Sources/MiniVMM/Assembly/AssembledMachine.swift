@@ -23,7 +23,7 @@ public final class AssembledMachine: Sendable {
   public let filters: SeccompFilters
   private let disks: [BlockDevice]
 
-  /// Opens everything the description names and makes the machine. Nothing runs yet but the disks' idle workers.
+  /// Opens everything the description names and makes the machine. No thread starts yet.
   public init(_ description: MachineDescription, kvm: KVMSystem) throws(AssemblyError) {
     guard description.disks.count + description.cards.count + 1 <= Self.interrupts.count else {
       throw .tooManyDevices(limit: Self.interrupts.count)
@@ -135,6 +135,7 @@ public final class AssembledMachine: Sendable {
     do throws(NetBackendError) {
       switch host {
       case .tap(let name): return try TapBackend(name: name)
+      case .tapDescriptor(let number): return try TapBackend(handedOver: number)
       case .socket(let path): return try SocketBackend(path: path)
       case .custom(let backend): return backend
       }

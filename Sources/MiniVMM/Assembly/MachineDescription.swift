@@ -21,6 +21,8 @@ public struct MachineDescription: Sendable {
   public struct Card: Sendable {
     public enum Host: Sendable {
       case tap(String)
+      /// A descriptor that is attached to a tap already; the machine takes it over.
+      case tapDescriptor(Int32)
       case socket(String)
       /// A back end made by the caller, such as one that replicates, or a test's.
       case custom(any FrameBackend)

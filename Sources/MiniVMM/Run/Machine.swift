@@ -199,6 +199,7 @@ public final class Machine: Sendable {
     _ = lx_install_kick_handler()
     let threadStarted = self.threadStarted
     do throws(HostError) {
+      for device in devices { try device.start() }
       for loop in loops {
         control.threadStarts()
         let control = self.control

@@ -71,6 +71,10 @@ public struct SeccompFilters: Sendable {
     "rt_sigprocmask", "rt_sigreturn", "rt_sigaction", "sigaltstack", "restart_syscall", "poll", "ppoll", "gettid",
     "getpid", "tgkill", "clock_gettime", "gettimeofday", "sched_yield", "getrandom", "set_robust_list", "rseq", "exit",
     "exit_group", "prctl",
+    // glibc's malloc asks for the number of CPUs when another thread allocates for the first time, and memory lacks.
+    "sched_getaffinity",
+    // What ends a thread puts the terminal back first.
+    "getpgrp",
   ]
 
   private static func calls(_ kind: ThreadKind) -> [String] {
@@ -90,7 +94,7 @@ public struct SeccompFilters: Sendable {
         "preadv2", "pwritev2", "pread64", "pwrite64", "lseek", "fstat", "newfstatat", "ftruncate", "fdatasync",
         "fallocate", "memfd_create", "fcntl", "openat", "socket", "connect", "bind", "getsockname", "getpeername",
         "setsockopt", "accept4", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "shutdown", "clone", "clone3",
-        "sched_setscheduler", "sched_getaffinity", "sched_setaffinity", "getpriority", "setpriority", "clock_nanosleep",
+        "sched_setscheduler", "sched_setaffinity", "getpriority", "setpriority", "clock_nanosleep",
         "seccomp", "uname", "getuid", "geteuid",
       ]
     case .control:
@@ -105,12 +109,12 @@ public struct SeccompFilters: Sendable {
   /// ioctl is many calls: only these requests pass.
   private static func requests(_ kind: ThreadKind) -> [UInt] {
     let run: [KVMRequest] = [.run, .getRegs, .getSregs, .translate, .resetDirtyRings, .kvmclockCtrl]
+    let common = [UInt(lx_ioctl_tcsets), UInt(lx_ioctl_terminal_group)]
     switch kind {
-    case .vcpu: return run.map { UInt($0.rawValue) } + [UInt(lx_ioctl_tun_offload)]
-    case .device: return [UInt(lx_ioctl_tun_offload)]
-    case .disk: return []
-    case .pair: return [UInt(lx_ioctl_tun_offload)]
-    case .control: return [UInt(lx_ioctl_tcgets), UInt(lx_ioctl_tcsets), UInt(lx_ioctl_tcsets) + 1]
+    case .vcpu: return common + run.map { UInt($0.rawValue) } + [UInt(lx_ioctl_tun_offload)]
+    case .device, .pair: return common + [UInt(lx_ioctl_tun_offload)]
+    case .disk: return common
+    case .control: return common + [UInt(lx_ioctl_tcgets)]
     }
   }
 

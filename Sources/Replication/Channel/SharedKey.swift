@@ -9,7 +9,7 @@ public struct SharedKey: Sendable {
   public init(_ bytes: [UInt8]) { self.bytes = bytes }
 
   /// The code of two pieces in a row, 32 bytes.
-  func code(_ first: [UInt8], _ second: [UInt8]) -> [UInt8] {
+  public func code(_ first: [UInt8], _ second: [UInt8]) -> [UInt8] {
     var code = [UInt8](repeating: 0, count: Self.codeSize)
     unsafe mv_hmac_sha256(bytes, bytes.count, first, first.count, second, second.count, &code)
     return code

@@ -30,6 +30,7 @@ final class TestDisk {
       _ = unsafe bytes.withUnsafeBytes { unsafe lx_pwrite(fd, $0.baseAddress, $0.count, 0) }
     }
     device = try BlockDevice(disk: DiskFile(path: self.path, readOnly: readOnly), serial: "test-disk", workerCount: 2)
+    try device.start()
   }
 
   static func pattern(_ offset: Int) -> UInt8 { UInt8(truncatingIfNeeded: offset / 512 &* 31 &+ offset) }
