@@ -330,6 +330,22 @@ struct SaveRestoreCase: CustomTestStringConvertible, Sendable {
     #expect(entropy.status == 0)
   }
 
+  /// Its guest has known the address since it booted, whatever the new card was given.
+  @Test func card_keepsTheAddressOfItsState() throws {
+    let (old, new) = ([2, 0, 0, 0, 0, 1] as [UInt8], [2, 0, 0, 0, 0, 2] as [UInt8])
+    let first = try TestDriver(NetDevice(backend: MemoryBackend(), mac: old))
+    let card = NetDevice(backend: MemoryBackend(), mac: new)
+    let second = try TestDriver(card)
+    var writer = StateWriter()
+    first.mmio.save(to: &writer)
+    var reader = StateReader(writer.bytes)
+    try second.mmio.restore(from: &reader, isTrial: true)
+    #expect(Array(card.configuration.prefix(6)) == new, "a trial changes nothing")
+    reader = StateReader(writer.bytes)
+    try second.mmio.restore(from: &reader)
+    #expect(Array(card.configuration.prefix(6)) == old)
+  }
+
   /// A disk request in flight is finished by who quiesces, and its answer is in memory.
   @Test func quiesce_finishesDiskRequestsInFlight() throws {
     let disk = try TestDisk(sectors: 64)

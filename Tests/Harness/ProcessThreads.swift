@@ -33,6 +33,20 @@ public enum ProcessThreads {
     ((try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/fd")) ?? []).count
   }
 
+  /// Heaps of malloc's arenas: 64 MiB of address space each, of which the first part is in use.
+  public static func mallocHeaps(of process: Int32) -> Int {
+    let text = (try? String(contentsOfFile: "/proc/\(process)/maps", encoding: .utf8)) ?? ""
+    let ranges = text.split(separator: "\n").compactMap { line -> (start: UInt64, end: UInt64, mode: Substring)? in
+      let words = line.split(separator: " ")
+      let ends = words[0].split(separator: "-").compactMap { UInt64($0, radix: 16) }
+      return ends.count == 2 ? (ends[0], ends[1], words[1]) : nil
+    }
+    return zip(ranges, ranges.dropFirst()).count { used, rest in
+      used.start % (64 << 20) == 0 && used.mode == "rw-p" && rest.mode == "---p" && rest.start == used.end
+        && rest.end >= used.start + 64 << 20
+    }
+  }
+
   /// Seconds of CPU time that it has used.
   public static func cpuTime(of process: Int32) -> Double {
     let text = (try? String(contentsOfFile: "/proc/\(process)/stat", encoding: .utf8)) ?? ""

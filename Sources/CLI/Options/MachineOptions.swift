@@ -48,7 +48,9 @@ struct MachineOptions: ParsableArguments {
   @Option(help: "Guest RAM, such as 128M or 2G. 128M if left out.")
   var memory: MemorySize?
 
-  @Flag(inversion: .prefixedNo, help: "Guest RAM on the host's reserved huge pages of 2 MiB (vm.nr_hugepages). Not for a secondary.")
+  @Flag(
+    inversion: .prefixedNo,
+    help: "Guest RAM on the host's reserved huge pages of 2 MiB (vm.nr_hugepages). Not for a secondary.")
   var hugepages: Bool?
 
   @Option(help: "Unix socket for `minivmm snapshot`, `minivmm status` and others: one JSON object a line.")
