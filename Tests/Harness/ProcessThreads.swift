@@ -41,9 +41,10 @@ public enum ProcessThreads {
       let ends = words[0].split(separator: "-").compactMap { UInt64($0, radix: 16) }
       return ends.count == 2 ? (ends[0], ends[1], words[1]) : nil
     }
+    let size: UInt64 = 64 << 20
     return zip(ranges, ranges.dropFirst()).count { used, rest in
-      used.start % (64 << 20) == 0 && used.mode == "rw-p" && rest.mode == "---p" && rest.start == used.end
-        && rest.end >= used.start + 64 << 20
+      guard used.mode == "rw-p", rest.mode == "---p", rest.start == used.end else { return false }
+      return used.start % size == 0 && rest.end >= used.start + size
     }
   }
 

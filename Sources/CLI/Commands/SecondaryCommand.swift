@@ -3,6 +3,7 @@ import CLinux
 import Devices
 import Glibc
 import GuestMemory
+import MiniVMM
 import Pair
 
 struct SecondaryCommand: ParsableCommand {
