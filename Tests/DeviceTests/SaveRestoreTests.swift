@@ -334,7 +334,7 @@ struct SaveRestoreCase: CustomTestStringConvertible, Sendable {
   @Test func card_keepsTheAddressOfItsState() throws {
     let (old, new) = ([2, 0, 0, 0, 0, 1] as [UInt8], [2, 0, 0, 0, 0, 2] as [UInt8])
     let first = try TestDriver(NetDevice(backend: MemoryBackend(), mac: old))
-    let card = NetDevice(backend: MemoryBackend(), mac: new)
+    let card = NetDevice(backend: try MemoryBackend(), mac: new)
     let second = try TestDriver(card)
     var writer = StateWriter()
     first.mmio.save(to: &writer)

@@ -27,7 +27,13 @@ extension Integration {
       return (job, before)
     }
 
-    static let threads = ["minivmm", "vcpu0", "devices", "disk"]
+    static let threads = ["main", "vcpu0", "devices", "disk"]
+
+    /// A thread of that name; main is the first.
+    func thread(_ name: String, of job: Job) throws -> ProcessThreads.Thread {
+      let threads = ProcessThreads.of(job.identifier)
+      return try #require(threads.first { name == "main" ? $0.identifier == job.identifier : $0.name == name })
+    }
 
     @Test(arguments: threads, ProcessThreads.Disturbance.allCases)
     func modesComeBack_andTheCauseIsNamed(thread name: String, how: ProcessThreads.Disturbance) throws {
@@ -36,13 +42,13 @@ extension Integration {
       #expect(job.isRaw)
       // The main thread loads its filter once the guest runs.
       #expect(waitUntil { ProcessThreads.of(job.identifier).allSatisfy { $0.status["Seccomp"] == "2" } })
-      let thread = try #require(ProcessThreads.of(job.identifier).first { $0.name == name })
+      let thread = try self.thread(name, of: job)
       try ProcessThreads.disturb(thread, how)
       let status = job.waitForExit()
       #expect(job.modes == before, "\(job.output)")
       #expect(status == (how == .deniedCall ? 159 : -SIGSEGV), "\(job.output)")
       let cause = how == .deniedCall ? "its seccomp filter denied system call mount (165)" : "ended by SIGSEGV"
-      #expect(waitUntil { job.output.contains("minivmm: thread \(name): \(cause)") }, "\(job.output)")
+      #expect(waitUntil { job.output.contains("minivmm: thread \(thread.name): \(cause)") }, "\(job.output)")
       #expect(how == .deniedCall || !job.output.contains("seccomp"), "\(job.output)")
     }
 
@@ -50,7 +56,7 @@ extension Integration {
     func modesComeBack_afterASignal(thread name: String, number: Int32) throws {
       let (job, before) = try start(machine())
       try job.wait(for: "lab: ready", timeout: 20)
-      let thread = try #require(ProcessThreads.of(job.identifier).first { $0.name == name })
+      let thread = try self.thread(name, of: job)
       ProcessThreads.signal(job.identifier, thread, number)
       #expect(job.waitForExit() == -number, "\(job.output)")
       #expect(job.modes == before)
