@@ -43,7 +43,7 @@ public struct MachineDescription: Sendable {
       case .tap(let name):
         return
           "net\(number): tap \(name) has gone, and the guest's network with it; make it again and start this machine again"
-      case .custom:
+      case .tapDescriptor, .custom:
         return "net\(number): its tap has gone, and the guest's network on this host with it"
       }
     }
