@@ -55,6 +55,7 @@ private struct Noting {
   {
     disk = NotingDisk(answer: answer)
     device = try BlockDevice(disk: disk, serial: "noting", workerCount: 1)
+    try device.start()
     driver = try TestDriver(device)
     driver.start(features, size: 64)
   }
