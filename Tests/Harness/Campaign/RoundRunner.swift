@@ -173,7 +173,7 @@ public struct RoundRunner {
       guard try victim.waitForExit(timeout: 5) == -SIGKILL else { throw HarnessError("the victim was not killed") }
     case .stopAt where blow.isBeforeProtection:
       // It had nothing that could get lost: given up, it waits for a primary again, and the same one comes.
-      usleep(1_000_000)
+      usleep(1_000_000 * UInt32(Environment.patience))
       victim.signal(SIGCONT)
       try pair.waitUntilProtected()
       try findWhoServes(pair, secondary)
@@ -194,7 +194,8 @@ public struct RoundRunner {
       try pair.waitUntilProtected()
       notes.append("joined again")
     case .delayAt, .spoilAt:
-      usleep(1_500_000)
+      // A slow host takes longer to notice, too.
+      usleep(1_500_000 * UInt32(Environment.patience))
       try findWhoServes(pair, secondary)
     }
   }
