@@ -41,7 +41,7 @@ final class PeerWatch: Sendable {
     var isLost = false
     /// Heartbeats are sent no more.
     var isOver = false
-    /// It has been said that this side serves without the peer, which is said again with each beat.
+    /// This side has announced that it serves without the peer; each heartbeat repeats that.
     var isLeaving = false
     /// The detector has found it dead, whatever comes of it afterwards.
     var isGivenUp = false
@@ -224,8 +224,9 @@ final class PeerWatch: Sendable {
     }
   }
 
-  /// Tells a peer that may live and not be heard, by beats, the term in which this side has replaced it: for a second, on a thread of
-  /// its own. One that is heard is answered for as long as this process lives (``BeatPath/answer(_:)``).
+  /// Sends heartbeats with the term in which this side has replaced its peer, for a second, on a thread of its own: the peer may be
+  /// alive although nothing from it arrives. A peer whose heartbeats arrive is answered until this process ends
+  /// (``BeatPath/answer(_:)``).
   func replaced() {
     guard let beats else { return }
     let term = term
@@ -275,7 +276,7 @@ final class PeerWatch: Sendable {
     return transition
   }
 
-  /// Sends signs of life until ``end()``. The body of a thread.
+  /// Sends heartbeats until ``end()``. The body of a thread.
   /// - Parameters:
   ///   - isDead: called once, when the peer is lost, or dead by the detector.
   ///   - onBeat: called each time.

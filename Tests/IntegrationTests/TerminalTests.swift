@@ -3,7 +3,7 @@ import Harness
 import Testing
 
 extension Integration {
-  /// However minivmm ends, and whoever has the terminal.
+  /// The terminal is restored at every kind of end, and left alone while another process group has it.
   @Suite(
     "Terminal", .enabled(if: Environment.hasLab && Environment.isRoot, "needs root, /dev/kvm and the lab guest"),
     .timeLimit(.minutes(3)))

@@ -79,7 +79,8 @@ public final class TapBackend: FrameBackend {
     descriptor = fd
   }
 
-  /// Takes over a descriptor that is attached to a tap, with IFF_NO_PI and IFF_VNET_HDR: whoever opened it keeps no use of it.
+  /// Takes over a descriptor that is attached to a tap, with IFF_NO_PI and IFF_VNET_HDR. The process that opened it must not use it
+  /// any more.
   public init(handedOver number: Int32) throws(NetBackendError) {
     var step: CInt = 0
     let fd = unsafe lx_tap_adopt(number, &step)

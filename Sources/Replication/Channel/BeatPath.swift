@@ -96,7 +96,7 @@ public final class BeatPath: Sendable {
     }
   }
 
-  /// Takes in what waits, and answers it by one beat.
+  /// Receives every heartbeat that waits, up to a limit, and answers them all by one.
   public func answer(_ beat: Beat) {
     var isHeard = false
     for _ in 0..<Self.mostAtOnce {
