@@ -70,7 +70,18 @@ enum Interface {
     return true
   }
 
+  nonisolated(unsafe) private static var sequencesByClock = false
+  nonisolated(unsafe) private static var lastSequence: UInt32 = 6510
+
+  /// Where the numbers of the next TCP connection begin: as lwIP has it, which is the same in two guests that do the same within
+  /// half a second; with `isn=clock` by a clock of 4 µs (RFC 6528), as most systems do.
+  static func initialSequence(ticks: UInt32) -> UInt32 {
+    lastSequence &+= ticks
+    return sequencesByClock ? UInt32(truncatingIfNeeded: Clock.now / 4000) : lastSequence
+  }
+
   private static func addToStack() {
+    sequencesByClock = CommandLine.value("isn")?.equals("clock") ?? false
     set_lwip_heap(Arena.take(lwip_heap_size(), alignment: 4096).assumingMemoryBound(to: UInt8.self))
     lwip_init()
     netif = Arena.takeZeroed(LabC.netif.self, count: 1)
@@ -173,3 +184,6 @@ enum Interface {
 }
 
 let ok = err_t(ERR_OK.rawValue)
+
+@c(initial_sequence)
+func initialSequence(_ ticks: UInt32) -> UInt32 { Interface.initialSequence(ticks: ticks) }

@@ -72,6 +72,8 @@
 #define LWIP_TCP_SACK_OUT 1
 #define LWIP_TCP_KEEPALIVE 1
 #define TCP_MSL 1000UL
+unsigned initial_sequence(unsigned ticks);
+#define LWIP_HOOK_TCP_ISN(local, local_port, remote, remote_port) initial_sequence(tcp_ticks)
 #define SO_REUSE 1
 
 // Checksums are left to the device where it offers that: decided for each interface and, on receive, each frame.
