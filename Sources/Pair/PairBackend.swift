@@ -113,7 +113,7 @@ public final class PairBackend: FrameBackend {
   }
 
   /// There is room for input again.
-  func readAgain() { state.withLock { readAgain(&$0) } }
+  public func readAgain() { state.withLock { readAgain(&$0) } }
 
   private func readAgain(_ state: inout State) {
     guard state.isChoked else { return }

@@ -33,7 +33,7 @@ public final class ProtectedPair {
     primary = try Guest(
       try ["primary"] + guest.arguments(folder, cpus: cpus, dirties: dirties, burns: mode == "colo++" && cpus > 1)
         + ["--net", "tap=tap0", "--replicate", "127.0.0.1:7000", "--key", key, "--mode", mode]
-        + Environment.epochMax + Self.options(faults),
+        + Self.control(folder, 0) + Environment.epochMax + Self.options(faults),
       in: space)
     guests = [primary]
     ports[primary.identifier] = 7000
@@ -55,7 +55,7 @@ public final class ProtectedPair {
       [
         "secondary", "--listen", "127.0.0.1:\(port)", "--key", key, "--net", "tap=tap\(number)",
         "--replicate", "127.0.0.1:\(7000 + number)", "--shrink", mode == "colo++" ? "guest" : "off",
-      ] + (try GuestKind.disks(folder, copy: number)) + Self.options(faults), in: space)
+      ] + Self.control(folder, number) + (try GuestKind.disks(folder, copy: number)) + Self.options(faults), in: space)
     guests.append(guest)
     secondary = guest
     ports[guest.identifier] = 7000 + number
@@ -106,6 +106,23 @@ public final class ProtectedPair {
       let file = folder.appending(path: "guest\(index).log")
       try? guest.console.write(to: file, atomically: false, encoding: .utf8)
     }
+  }
+
+  /// Writes what each process that still runs tells of itself into the folder, and a snapshot of who serves: for whoever looks
+  /// for the cause of a failure.
+  public func saveStates() {
+    for (index, guest) in guests.enumerated() where guest.isRunning {
+      let control = Self.control(folder, index)
+      let status = try? Harness.run(Environment.minivmm, ["status", "--json"] + control)
+      try? status?.output.write(
+        to: folder.appending(path: "status\(index).json"), atomically: false, encoding: .utf8)
+      guard guest === primary else { continue }
+      _ = try? Harness.run(Environment.minivmm, ["snapshot"] + control + [folder.appending(path: "snapshot").path])
+    }
+  }
+
+  private static func control(_ folder: URL, _ number: Int) -> [String] {
+    ["--control", folder.appending(path: "control\(number)").path]
   }
 
   private static func options(_ faults: [String]) -> [String] { faults.flatMap { ["--fault", $0] } }

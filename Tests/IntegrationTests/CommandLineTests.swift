@@ -114,6 +114,9 @@ extension Integration {
         arguments: ["run", "--config", file("bad.json", Array("kernel = x".utf8))],
         status: 65, says: ["bad.json", "JSON"]),
       Case(
+        name: "configuration without end", arguments: ["run", "--config", "/dev/zero"], status: 65,
+        says: ["/dev/zero", "1 MiB"]),
+      Case(
         name: "configuration with an unknown key",
         arguments: ["run", "--config", file("key.json", Array(#"{"kernle":"x"}"#.utf8))], status: 65,
         says: ["kernle", "known are"]),

@@ -95,6 +95,26 @@ private final class Told: PairTraffic {
     #expect(told.input == (3...5).map { Told.Input(number: UInt64($0) - 2, frame: Self.frame($0)) })
   }
 
+  /// While the secondary can keep no more, the wire is not read, and nobody is woken by it: it drops what is too much.
+  @Test func withoutRoomForInput_theWireWaits() throws {
+    let (wire, told) = (Wire(), Told())
+    let gate = OutputGate(mode: .colo, clock: { 0 }, send: { _ in true })
+    let backend = try PairBackend(tap: wire, side: .serving, gate: gate, log: InputLog(), traffic: told)
+    backend.beginForwarding()
+    func wakes() -> Bool {
+      var entry = pollfd(fd: backend.descriptor, events: Int16(POLLIN), revents: 0)
+      return unsafe poll(&entry, 1, 0) == 1
+    }
+    wire.put(Self.frame(1))
+    told.room.store(false, ordering: .relaxed)
+    #expect(Self.receive(backend) == [] && told.input == [])
+    lx_eventfd_signal(wire.descriptor)
+    #expect(!wakes())
+    told.room.store(true, ordering: .relaxed)
+    backend.readAgain()
+    #expect(wakes() && Self.receive(backend) == Self.frame(1))
+  }
+
   /// The wake-up is read once for many frames: what comes before that, and is not signalled again, must not be missed.
   @Test func wakeUp_isReadOnceABatch_andNothingIsMissed() throws {
     let wire = Wire()

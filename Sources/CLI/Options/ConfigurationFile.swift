@@ -1,4 +1,6 @@
+import CLinux
 import FoundationEssentials
+import Glibc
 
 /// `--config FILE`: the same settings as a JSON object. What the command line says wins; disks and cards add up.
 struct ConfigurationFile: Codable, Equatable {
@@ -41,13 +43,33 @@ struct ConfigurationFile: Codable, Equatable {
     user = try container.decodeIfPresent(String.self, forKey: .user)
   }
 
+  private static let limit = 1 << 20
+
   static func read(_ path: String) throws -> ConfigurationFile {
-    guard let data = try? Data(contentsOf: URL(filePath: path)) else {
+    guard let bytes = contents(path) else {
       throw Failure("cannot read configuration \(path); check the path and its permissions", .noInput)
     }
+    guard bytes.count <= limit else { throw Failure("configuration \(path) is longer than 1 MiB", .badData) }
+    let data = Data(bytes)
     do { return try JSONDecoder().decode(ConfigurationFile.self, from: data) } catch let error as DecodingError {
       throw Failure("configuration \(path) is not valid: \(describe(error))", .badData)
     }
+  }
+
+  /// The file's beginning, one byte more than may be at the most. Nil when it cannot be read.
+  private static func contents(_ path: String) -> [UInt8]? {
+    let descriptor = unsafe lx_open(path, O_RDONLY, 0)
+    guard descriptor >= 0 else { return nil }
+    defer { lx_close(descriptor) }
+    var bytes: [UInt8] = []
+    var buffer = [UInt8](repeating: 0, count: 4096)
+    while bytes.count <= limit {
+      let got = unsafe buffer.withUnsafeMutableBytes { unsafe lx_read(descriptor, $0.baseAddress, $0.count) }
+      guard got >= 0 else { return nil }
+      guard got > 0 else { break }
+      bytes += buffer[..<got]
+    }
+    return bytes
   }
 
   private static func describe(_ error: DecodingError) -> String {

@@ -82,6 +82,7 @@ public struct RoundRunner {
     failures += history.check()
     if report.diskErrors > 0 { notes.append("disk errors: \(report.diskErrors)") }
     if isPair, pair.isAlone { failures.append("the pair ended without a blow: …\(pair.primary.console.suffix(300))") }
+    if !failures.isEmpty { pair.saveStates() }
     failures += try checkDisks(pair, history)
     for guest in pair.guests {
       for line in guest.console.split(separator: "\n") where line.contains("ended by itself") {
