@@ -278,7 +278,17 @@ int lx_udp_listen(const char *address) {
   return fd;
 }
 
-ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct lx_udp_peer *from) {
+static int is_same_peer(const struct sockaddr_storage *one, const struct sockaddr_storage *other) {
+  if (one->ss_family != other->ss_family) return 0;
+  if (one->ss_family == AF_INET) {
+    const struct sockaddr_in *a = (const void *)one, *b = (const void *)other;
+    return a->sin_port == b->sin_port && a->sin_addr.s_addr == b->sin_addr.s_addr;
+  }
+  const struct sockaddr_in6 *a = (const void *)one, *b = (const void *)other;
+  return a->sin6_port == b->sin6_port && IN6_ARE_ADDR_EQUAL(&a->sin6_addr, &b->sin6_addr);
+}
+
+ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct lx_udp_peer *from, const struct lx_udp_peer *peer) {
   union {
     char bytes[256];
     struct cmsghdr align;
@@ -288,11 +298,16 @@ ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct lx_udp_peer *f
                            .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
   ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT);
   if (got < 0) {
-    int error = errno;
-    // The same in its long form: not looked at, and not kept.
-    message.msg_controllen = sizeof control;
-    while (error != EAGAIN && recvmsg(fd, &message, MSG_DONTWAIT | MSG_ERRQUEUE) >= 0) message.msg_controllen = sizeof control;
-    return -error;
+    int error = errno, is_peers = !peer;
+    if (error == EAGAIN) return -error;
+    // The same in its long form: the name is that of whom a datagram was for. Anybody can answer for others.
+    for (;;) {
+      message.msg_controllen = sizeof control;
+      message.msg_namelen = sizeof from->address;
+      if (recvmsg(fd, &message, MSG_DONTWAIT | MSG_ERRQUEUE) < 0) break;
+      if (peer && is_same_peer(&from->address, &peer->address)) is_peers = 1;
+    }
+    return is_peers ? -error : -EPROTO;
   }
   from->size = message.msg_namelen;
   from->has_local = 0;

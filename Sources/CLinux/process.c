@@ -77,7 +77,9 @@ int lx_termination_descriptor(void) {
   sigemptyset(&set);
   sigaddset(&set, SIGINT);
   sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGHUP);
+  // Not where it is ignored, as under nohup: a blocked signal is taken all the same.
+  struct sigaction hangup;
+  if (sigaction(SIGHUP, NULL, &hangup) || hangup.sa_handler != SIG_IGN) sigaddset(&set, SIGHUP);
   return signal_descriptor(&set);
 }
 

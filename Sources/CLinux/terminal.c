@@ -101,14 +101,15 @@ static void on_fatal(int number, siginfo_t *info, void *context) {
   (void)context;
   lx_terminal_restore();
   struct line line = {.length = 0};
-  // The kernel's for what the thread did, or abort()'s; other processes send the rest.
-  int own = info->si_code > 0 || info->si_pid == getpid();
+  // The kernel's for what the thread did, or abort()'s. Others send the rest: processes, the terminal, limits of this process.
+  int fault = number == SIGSEGV || number == SIGBUS || number == SIGILL || number == SIGFPE || number == SIGTRAP;
+  int own = info->si_code > 0 ? fault : info->si_pid == getpid();
   if (own) add_thread(&line);
   else add(&line, "minivmm: ");
   add(&line, "ended by SIG");
   const char *name = sigabbrev_np(number);
   add(&line, name ? name : "?");
-  add(&line, own ? ", a fault of minivmm; report it with the lines before this one\n" : ", which another process sent\n");
+  add(&line, own ? ", a fault of minivmm; report it with the lines before this one\n" : ", which came from outside\n");
   say(&line);
   // Blocked as long as this handler runs: it ends the process as this returns.
   signal(number, SIG_DFL);

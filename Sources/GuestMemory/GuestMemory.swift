@@ -141,7 +141,8 @@ extension GuestMemoryError: CustomStringConvertible {
       return unsafe try map(Int(size), MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | twoMebibytes, -1)
     } catch {
       guard error == .system(operation: "mmap", errno: ENOMEM) else { throw error }
-      let free = hugePages("free_hugepages") - min(hugePages("free_hugepages"), hugePages("resv_hugepages"))
+      let all = hugePages("free_hugepages")
+      let free = all - min(all, hugePages("resv_hugepages"))
       let needed = size / hugePageSize
       throw .noHugePages(needed: needed, free: free, total: hugePages("nr_hugepages") + needed - min(needed, free))
     }

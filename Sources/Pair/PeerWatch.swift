@@ -47,6 +47,8 @@ final class PeerWatch: Sendable {
     var isGivenUp = false
     /// It said that it serves on without this side.
     var hasLeft = false
+    /// Primary: it has been found out that the peer does not serve, and never will.
+    var isSure = false
     /// When this side came back after it had been away for so long that the peer may have given it up, or taken over.
     var cameBack: UInt64?
     /// The longest of those times, in nanoseconds.
@@ -75,6 +77,8 @@ final class PeerWatch: Sendable {
   private let ticked = Atomic<UInt64>(0)
   /// This side may have been replaced.
   private let isQuarantined = Atomic(false)
+  /// It has been replaced.
+  private let isFenced = Atomic(false)
 
   init(role: Role) {
     state = Mutex(State(roles: RoleMachine(role: role)))
@@ -133,6 +137,7 @@ final class PeerWatch: Sendable {
       state.isOver = false
       state.isLeaving = false
       state.isGivenUp = false
+      state.isSure = false
       state.cameBack = nil
       state.away = 0
       state.hasLeft = false
@@ -154,7 +159,9 @@ final class PeerWatch: Sendable {
 
   /// Primary: whether it is sure that its secondary has not taken over. Any thread asks it before a frame goes to the clients: after
   /// a stop of this process some other thread may run before the one that notices.
-  var mayTransmit: Bool { !isQuarantined.load(ordering: .acquiring) && !isAway(longerThan: Self.lease) }
+  var mayTransmit: Bool {
+    !isAway(longerThan: Self.lease) && !isQuarantined.load(ordering: .acquiring) && !isFenced.load(ordering: .acquiring)
+  }
 
   private func isAway(longerThan limit: UInt64) -> Bool {
     let last = ticked.load(ordering: .acquiring)
@@ -167,13 +174,27 @@ final class PeerWatch: Sendable {
   func askFirst() { isQuarantined.store(true, ordering: .releasing) }
 
   /// Primary: whether it has to ask who serves; and for how long it was away.
-  var mustAsk: Bool { isQuarantined.load(ordering: .acquiring) }
+  var mustAsk: Bool { isQuarantined.load(ordering: .acquiring) || role == .quarantined }
   var away: UInt64 { state.withLock { $0.away } }
 
-  /// Primary: the secondary follows still; it has read what this side said at `time`.
+  /// This side did not run for `time` nanoseconds, which ended `now`.
+  func wasAway(_ time: UInt64, until now: UInt64) { state.withLock { wasAway(time, until: now, &$0) } }
+
+  private func wasAway(_ time: UInt64, until now: UInt64, _ state: inout State) {
+    // Whoever serves alone has nobody who could take over meanwhile.
+    if state.isSure { return }
+    state.cameBack = now
+    state.away = max(state.away, time)
+    if isPrimary { isQuarantined.store(true, ordering: .releasing) }
+  }
+
+  /// Primary: the secondary follows still; it has read what this side said at `time`. Too late once it has been given up: what is
+  /// known of it then is for ``isSureToServe()``.
   func echoed(_ time: UInt64) {
     state.withLock { state in
-      guard let back = state.cameBack, time >= back else { return }
+      guard [.syncing, .primary].contains(state.roles.role), !state.isLost, !state.isGivenUp,
+        let back = state.cameBack, time >= back
+      else { return }
       state.cameBack = nil
       state.away = 0
       isQuarantined.store(false, ordering: .releasing)
@@ -183,6 +204,8 @@ final class PeerWatch: Sendable {
   /// Primary: nobody else serves.
   func isSureToServe() {
     state.withLock { state in
+      state.isSure = true
+      ticked.store(0, ordering: .releasing)
       state.cameBack = nil
       state.away = 0
       isQuarantined.store(false, ordering: .releasing)
@@ -190,7 +213,7 @@ final class PeerWatch: Sendable {
   }
 
   /// False while the peer may have given this side up and go on alone: then two would serve.
-  var mayTakeOver: Bool { state.withLock { $0.cameBack == nil } && !isAway(longerThan: Self.absence) }
+  var mayTakeOver: Bool { !isAway(longerThan: Self.absence) && state.withLock { $0.cameBack == nil } }
 
   // MARK: The peer
 
@@ -268,7 +291,12 @@ final class PeerWatch: Sendable {
 
   @discardableResult
   func change(_ event: RoleEvent) -> RoleMachine.Transition? {
-    let (transition, tell, loss, fence) = state.withLock { ($0.roles.handle(event), $0.onRole, $0.loss, $0.fence) }
+    let (transition, tell, loss, fence) = state.withLock { state in
+      let transition = state.roles.handle(event)
+      // Before anybody sees the role: who does may let go what is held.
+      if transition?.to == .fenced { isFenced.store(true, ordering: .releasing) }
+      return (transition, state.onRole, state.loss, state.fence)
+    }
     if transition?.to == .fenced { fence() }
     if let transition {
       tell(transition.to, transition.cause == .peerLost && !loss.isEmpty ? loss : transition.cause.description)
@@ -294,12 +322,8 @@ final class PeerWatch: Sendable {
       let (beat, serves, isLost, isOver) = state.withLock { (state: inout State) in
         // Kept from running for so long that what the peer sent may not have been read.
         if away > 4 * Self.heartbeat { state.detector.wasAway(until: now) }
-        if away > (isPrimary ? Self.lease : Self.absence) {
-          state.cameBack = now
-          state.away = max(state.away, away)
-          if isPrimary { isQuarantined.store(true, ordering: .releasing) }
-        }
-        if !state.isOver { ticked.store(uptime, ordering: .releasing) }
+        if away > (isPrimary ? Self.lease : Self.absence) { wasAway(away, until: now, &state) }
+        if !state.isOver, !state.isSure { ticked.store(uptime, ordering: .releasing) }
         let grace = [.syncing, .joining].contains(state.roles.role) ? Self.joiningGrace : 0
         // Who serves can do without a peer whose channel is stuck, and tell it so by a beat.
         // What has come and lies there is this host's to read, which has no CPU for it.

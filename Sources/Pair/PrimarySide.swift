@@ -257,7 +257,7 @@ public final class PrimarySide: PairTraffic {
     backend?.endForwarding()
     early.end()
     // Whatever waited may go: there is nobody left who could contradict it.
-    if isAlone { serveAlone(backend) }
+    if isAlone, peer.role != .fenced { serveAlone(backend) }
     // Waits for a write under way, which the disk may keep waiting.
     for disk in disks { disk.mirror(to: nil) }
     state.withLock { state in
@@ -273,6 +273,9 @@ public final class PrimarySide: PairTraffic {
     gate.retry()
     return why
   }
+
+  /// How many times longer than usual silences are borne: $MINIVMM_STRETCH, for tests on emulated hosts.
+  public static var stretch: UInt64 { PeerWatch.stretch }
 
   /// Nobody else serves: what is held may go.
   private func serveAlone(_ backend: PairBackend?) {

@@ -101,6 +101,8 @@ public final class SecondarySide: PairTraffic {
   }
 
   public var role: Role { peer.role }
+  /// Its primary's, or the next one as soon as it takes over.
+  public var term: UInt64 { peer.term }
   public var loaded: UInt64 { state.withLock { $0.loaded } }
 
   // MARK: PairTraffic, device thread

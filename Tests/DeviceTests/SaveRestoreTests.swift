@@ -365,6 +365,23 @@ struct SaveRestoreCase: CustomTestStringConvertible, Sendable {
     }
   }
 
+  /// A driver had the device before: that it resets it at its end is no sign of a kernel without drivers.
+  @Test func restoredDevice_wasDriven() throws {
+    let memory = try GuestMemory(size: 4 << 20)
+    let old = try TestDriver(RecordingDevice(), memory: memory)
+    old.start()
+    var writer = StateWriter()
+    old.mmio.save(to: &writer)
+    let new = try TestDriver(RecordingDevice(), memory: memory)
+    var reader = StateReader(writer.bytes)
+    try new.mmio.restore(from: &reader, isTrial: true)
+    #expect(!new.mmio.wasDriven)
+    reader = StateReader(writer.bytes)
+    try new.mmio.restore(from: &reader)
+    new.write(MMIORegister.status, 0)
+    #expect(new.mmio.wasDriven && new.mmio.status == 0)
+  }
+
   /// Neither a notification that was not looked at nor an interrupt that was not taken is lost with the old machine.
   @Test func resume_repeatsNotificationsAndInterrupts() throws {
     let memory = try GuestMemory(size: 4 << 20)

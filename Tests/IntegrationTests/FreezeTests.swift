@@ -29,13 +29,13 @@ extension Integration {
       return guest
     }
 
-    private func primary(_ more: [String] = []) throws -> Guest {
+    private func primary(_ more: [String] = [], card: String = "tap=tap0", control number: Int = 0) throws -> Guest {
       try Guest(
         [
           "primary", "--kernel", Environment.labGuest, "--memory", "64M", "--cmdline",
-          "service=kv ip=\(Namespace.guest)/24", "--net", "tap=tap0", "--replicate",
+          "service=kv ip=\(Namespace.guest)/24", "--net", card, "--replicate",
           "\(TwoHosts.address(.channel, 1)):7000", "--heartbeat", "\(TwoHosts.address(.beats, 1)):7000", "--key", key,
-          "--control", control(0),
+          "--control", control(number),
         ] + more, in: net.hosts[0])
     }
 
@@ -188,6 +188,39 @@ extension Integration {
       second.signal(SIGKILL)
       try third.wait(for: "pair: now alone", timeout: 5)
       try count(on: client, 41...60)
+    }
+
+    /// A primary that is started anew while its secondary takes over waits for that, however long it takes.
+    @Test func primaryStartedAnew_whileTheTakeoverLasts_isTurnedAway() throws {
+      let (first, second, client) = try pair(secondary: ["--fault", "takeoverDisks=delay:4000"])
+      try count(on: client, 1...20)
+      first.signal(SIGKILL)
+      _ = try first.waitForExit()
+      let again = try primary()
+      #expect(try again.waitForExit(timeout: 20) == 0)
+      #expect(!again.console.contains("now alone"), "\(again.console)")
+      try second.wait(for: "pair: now alone", timeout: 10)
+      try count(on: client, 21...40)
+    }
+
+    /// Started twice, a guest is served once, however long the second one asks.
+    @Test func primaryStartedTwice_servesNobody() throws {
+      let (first, second, client) = try pair()
+      try count(on: client, 1...20)
+      let neighbour = try net.network.inside("ip", ["neighbour", "show", Namespace.guest])
+      let address = try #require(neighbour.split(separator: " ").first { $0.count == 17 }, "\(neighbour)")
+      for words in ["tuntap add tap1 mode tap", "link set tap1 up"] {
+        try net.hosts[0].inside("ip", words.split(separator: " ").map(String.init))
+      }
+      let program = Environment.root.appending(path: "Tests/Harness/capture.py").path
+      let capture = try Guest([program, "tap1"], in: net.hosts[0], binary: "python3")
+      try capture.wait(for: "capturing", timeout: 10)
+      let again = try primary(card: "tap=tap1,mac=\(String(address))", control: 2)
+      try again.wait(for: "it follows another primary", timeout: 10)
+      // Its guest announces its address as soon as anything may leave.
+      #expect(staysTrue(for: 5) { again.isRunning && !capture.console.contains(Namespace.guest) }, "\(capture.console)")
+      try count(on: client, 21...40)
+      #expect(first.isRunning && second.isRunning)
     }
 
     /// Both ways cut between two hosts that live: both serve, as documented, until they can speak again.

@@ -84,6 +84,33 @@ extension Integration {
       #expect(try connection.exchange("get k\r\n", expecting: "VALUE k 0 1\r\nx\r\nEND\r\n", timeout: 60_000))
     }
 
+    /// An image's device files stay out: written through, they would be this machine's. And a name that is no shell's is passed on.
+    @Test func imageWithDevices_writesNone() throws {
+      try expect(
+        """
+        cat >make.py <<'END'
+        import io, tarfile
+        with tarfile.open("image.tar", "w") as archive:
+            def add(name, kind, content=b"", **more):
+                member = tarfile.TarInfo(name)
+                member.type, member.size = kind, len(content)
+                for key, value in more.items():
+                    setattr(member, key, value)
+                archive.addfile(member, io.BytesIO(content))
+            # No driver has this number: opening it is an error.
+            add("x", tarfile.BLKTYPE, devmajor=240, devminor=77)
+            add("x", tarfile.REGTYPE, b"written")
+            add("minivmm", tarfile.DIRTYPE, mode=0o755)
+            add("minivmm/busybox", tarfile.FIFOTYPE)
+            add("minivmm/run", tarfile.BLKTYPE, devmajor=240, devminor=77)
+        END
+        python3 make.py
+        timeout 60 guests/image image.tar image.img /x
+        """, timeout: 100)
+      let listing = try run("debugfs", ["-R", "ls -l /", folder.path("image.img")])
+      #expect(listing.output.contains("100644") && !listing.output.contains(" 60"), "\(listing.output)")
+    }
+
     /// What `docker save` writes, of two layers: the second replaces a file of the first and removes another.
     private func makeContainerImage() throws {
       try expect(
@@ -95,7 +122,7 @@ extension Integration {
         echo 'hello, world' >second/srv/index.html
         touch second/srv/.wh.gone.html
         for layer in first second; do tar -C $layer -cf $layer.tar . ; done
-        echo '{"architecture":"amd64","config":{"Env":["NAME=a service'"'"'s"],"WorkingDir":"/srv","Cmd":["/bin/busybox","httpd","-f","-p","80"]}}' >config.json
+        echo '{"architecture":"amd64","config":{"Env":["NAME=a service'"'"'s","a.b=c"],"WorkingDir":"/srv","Cmd":["/bin/busybox","httpd","-f","-p","80"]}}' >config.json
         echo '[{"Config":"config.json","RepoTags":["hello:latest"],"Layers":["first.tar","second.tar"]}]' >manifest.json
         tar -cf image.tar manifest.json config.json first.tar second.tar
         """)

@@ -71,6 +71,17 @@ extension Integration {
       #expect(job.modes == before)
     }
 
+    /// As `nohup` starts it: the end of the terminal's session is not its.
+    @Test func ignoredHangUp_isIgnored() throws {
+      let arguments = try machine()
+      let (job, _) = try start(["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"] + arguments)
+      try job.wait(for: "lab: ready", timeout: 20)
+      job.signal(SIGHUP)
+      #expect(staysTrue(for: 1) { ProcessThreads.of(job.identifier).contains { $0.name == "vcpu0" } })
+      job.signal(SIGTERM)
+      #expect(job.waitForExit() == 0)
+    }
+
     /// In the background it runs, leaves the terminal alone, and ends when it is told; in the foreground it takes the terminal.
     @Test(arguments: ["run", "pair"]) func background_runsWithoutTheTerminal(command: String) throws {
       var arguments = try machine()

@@ -156,6 +156,12 @@ import Testing
       elf.entry = .max
       _ = try load(elf.bytes)
     }
+    // With a note that names a good one.
+    #expect(throws: BootError.entryOutsideImage(.max)) {
+      var elf = valid
+      elf.entry = .max
+      _ = try load(elf.bytes, .linux64)
+    }
   }
 
   @Test func everyTruncation_isAnErrorOrLoads() {

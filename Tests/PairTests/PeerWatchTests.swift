@@ -1,4 +1,5 @@
 import Replication
+import Synchronization
 import Testing
 
 @testable import Pair
@@ -17,6 +18,71 @@ import Testing
     path.send(.init(term: 1, hasLeft: false))
     peer.takeIn()
     #expect(peer.hasLeft)
+  }
+
+  /// A primary that was away, with its secondary. Somebody holds the other ends.
+  private func cameBack(_ body: (PeerWatch) -> Void) throws {
+    let (mine, theirs) = try channels()
+    let (listening, calling) = try beatPaths()
+    let peer = PeerWatch(role: .alone)
+    peer.begin(mine, calling)
+    peer.change(.secondaryConnected)
+    peer.change(.firstCheckpoint)
+    peer.wasAway(1_000_000_000, until: 1000)
+    #expect(peer.mustAsk && !peer.mayTransmit)
+    body(peer)
+    withExtendedLifetime((theirs, listening)) {}
+  }
+
+  @Test func echoOfASecondaryThatFollows_endsTheAsking() throws {
+    try cameBack { peer in
+      peer.echoed(999)
+      #expect(peer.mustAsk, "it had read that before this side was away")
+      peer.echoed(1000)
+      #expect(!peer.mustAsk && peer.mayTransmit && peer.role == .primary)
+    }
+  }
+
+  /// Given up, it may have taken over since: what it echoes then comes too late, whenever it is read.
+  @Test(arguments: [false, true]) func echoAfterTheSecondaryWasGivenUp_isTooLate(isStalled: Bool) throws {
+    try cameBack { peer in
+      peer.lose()
+      if isStalled { peer.change(.stalled) }
+      peer.echoed(2000)
+      #expect(peer.mustAsk && !peer.mayTransmit)
+      peer.change(.stalled)
+      peer.echoed(2000)
+      #expect(peer.role == .quarantined && peer.mustAsk)
+      // Nobody else serves, as has been found out.
+      peer.change(.peerLost)
+      peer.isSureToServe()
+      #expect(peer.role == .alone && !peer.mustAsk && peer.mayTransmit)
+    }
+  }
+
+  /// Whoever has found out that nobody else serves asks no more, however late its threads run while it takes leave.
+  @Test func absenceOfWhoServesAlone_isNone() throws {
+    try cameBack { peer in
+      peer.change(.peerLost)
+      peer.isSureToServe()
+      peer.wasAway(1_000_000_000, until: 2000)
+      #expect(!peer.mustAsk && peer.mayTransmit)
+    }
+  }
+
+  /// From the moment the role is known on: what follows may come later, on another thread.
+  @Test func replaced_transmitsNothing_beforeAnybodySeesTheRole() throws {
+    let (mine, theirs) = try channels()
+    let (listening, calling) = try beatPaths()
+    let peer = PeerWatch(role: .alone)
+    peer.begin(mine, calling)
+    let seen = Mutex<[Bool]>([])
+    peer.fence(by: { [unowned peer] in seen.withLock { $0.append(peer.mayTransmit) } })
+    #expect(peer.mayTransmit)
+    peer.change(.laterTerm(2))
+    peer.isSureToServe()
+    #expect(seen.withLock { $0 } == [false] && !peer.mayTransmit)
+    withExtendedLifetime((theirs, listening)) {}
   }
 
   /// A way to a peer that was called, said "left", and is gone.

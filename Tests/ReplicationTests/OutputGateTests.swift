@@ -54,6 +54,33 @@ import Testing
     #expect(gate.counters.atOnce == 1)
   }
 
+  /// A side that is not sure to serve keeps what may leave, and its checkpoint has it: the survivor's guest takes it for sent.
+  @Test func notSureToServe_keepsItForTheCheckpoint() {
+    let gate = OutputGate(mode: .remus, clock: { 0 }, mayTransmit: { false }, send: { _ in true })
+    gate.protect()
+    _ = put(gate, 1)
+    _ = gate.cut()
+    gate.received(1)
+    _ = put(gate, 2)
+    _ = gate.cut()
+    #expect(gate.held(frames: 10, bytes: 100) == [[1, 0, 0], [2, 0, 0]])
+    #expect(gate.held(frames: 1, bytes: 100) == [[2, 0, 0]])
+    #expect(gate.held(frames: 10, bytes: 5) == [[2, 0, 0]])
+  }
+
+  /// It may be sure again before the frame that has to wait is known to: whoever made it so has asked for it already.
+  @Test func sureAgainWhileAFrameStalls_leaves() {
+    let answers = Mutex([false])
+    let gate = OutputGate(
+      mode: .none, clock: { 0 }, mayTransmit: { answers.withLock { $0.popLast() ?? true } },
+      send: { [wire] frame in
+        wire.left.withLock { $0.append(frame[0]) }
+        return true
+      })
+    _ = put(gate, 1)
+    #expect(wire.sent == [1])
+  }
+
   @Test func remus_leavesWithItsCheckpointAndNotBefore() {
     let gate = wire.gate(.remus)
     gate.protect()

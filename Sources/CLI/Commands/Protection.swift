@@ -27,8 +27,8 @@ struct Protection: Sendable {
   private static let longestPause: UInt32 = 1_600_000
   /// How long a primary that may have been replaced asks its secondary, in nanoseconds; and for how long it may have been away to go
   /// on without an answer. In less than that no secondary takes over, gets a secondary of its own and is lost again.
-  private static let asks: UInt64 = 2_000_000_000
-  private static let mostAway: UInt64 = 1_000_000_000
+  private static let asks: UInt64 = 2_000_000_000 * PrimarySide.stretch
+  private static let mostAway: UInt64 = 1_000_000_000 * PrimarySide.stretch
 
   /// How long nobody listens before people hear of it, in nanoseconds.
   private static let expects: UInt64 = 5_000_000_000
@@ -78,6 +78,8 @@ struct Protection: Sendable {
           side.replaced(in: term)
           return end()
         }
+        // While it is known that another serves, no silence before or after says that nobody does.
+        if case .served = error { asked = lx_monotonic_ns() }
         if side.mustAsk, side.away < Self.mostAway, error.isRefused || lx_monotonic_ns() - asked > Self.asks {
           side.goOn(backend)
           if side.away > 0 { tell("pair: alone: nobody serves at \(target.address)") }

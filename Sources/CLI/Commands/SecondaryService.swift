@@ -112,6 +112,11 @@ final class SecondaryService: EventHandler {
     }
   }
 
+  /// What follows a primary, or takes over from it at the moment.
+  private var followed: SecondarySide? {
+    phase.withLock { if case .following(let side) = $0 { side } else { nil } }
+  }
+
   /// A primary that is not followed. If it has the same guest, one of both has been replaced.
   private func turnAway(_ channel: Channel) {
     guard let (term, bytes) = try? channel.receiveConfiguration(within: 1000),
@@ -120,7 +125,10 @@ final class SecondaryService: EventHandler {
     let isSame = guest.withLock { $0?.isSameGuest(as: caller) == true }
     guard let successor else {
       say("pair: refused another primary")
-      return channel.refuse("it follows another primary; stop that one, or give this one a secondary of its own")
+      // Of the same guest: this one must not serve it too, even while nobody else is heard.
+      let served = isSame ? followed?.term ?? 0 : 0
+      return channel.refuse(
+        "it follows another primary; stop that one, or give this one a secondary of its own", term: served)
     }
     guard isSame else {
       say("pair: refused another primary")

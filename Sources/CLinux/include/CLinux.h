@@ -138,8 +138,9 @@ struct lx_udp_peer {
   struct in6_addr local6;
   unsigned interface;
 };
-// For a socket of lx_udp_listen: bytes, or -errno; -ECONNREFUSED when a host says that nobody is there.
-ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct lx_udp_peer *from);
+// For a socket of lx_udp_listen: bytes, or -errno; -ECONNREFUSED when a host says that nobody is there, -EPROTO when something like
+// that is said of others than the peer. Without a peer all is believed.
+ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct lx_udp_peer *from, const struct lx_udp_peer *peer);
 ssize_t lx_udp_send(int fd, const void *buffer, size_t count, const struct lx_udp_peer *to);
 // The kernel drops what does not come from this peer; NULL: nothing.
 int lx_udp_only_from(int fd, const struct lx_udp_peer *peer);

@@ -56,6 +56,9 @@ extension NetBackendError: CustomStringConvertible {
 
 /// An existing Linux tap interface, with checksum and segmentation offload.
 public final class TapBackend: FrameBackend {
+  /// Reads in a row without a frame after which the tap is lost.
+  private static let oddFrames = 64
+
   public let descriptor: CInt
 
   public init(name: String) throws(NetBackendError) {
@@ -130,7 +133,12 @@ public final class TapBackend: FrameBackend {
   public func flush() -> Bool { true }
 
   public func receive(into buffer: UnsafeMutableRawBufferPointer) -> Int {
-    let result = unsafe lx_read(descriptor, buffer.baseAddress, buffer.count)
+    var result = 0
+    // A frame that tun cannot describe is gone, and the next one waits. Nothing but such frames: the tap is of no use.
+    for _ in 0..<Self.oddFrames {
+      result = unsafe lx_read(descriptor, buffer.baseAddress, buffer.count)
+      if result != -Int(EINVAL) { break }
+    }
     return result == -Int(EAGAIN) || result == -Int(EINTR) ? 0 : result
   }
 }

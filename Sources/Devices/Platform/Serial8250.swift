@@ -311,7 +311,13 @@ public final class Serial8250: BusDevice, MachineDevice, EventHandler {
   }
 
   public func resume() {
-    let raises = state.withLock { !$0.input.isEmpty || $0.transmitInterrupt }
+    let raises = state.withLock { state in
+      // What waited for the console is not saved: the driver may wait for room, of which there is plenty now.
+      state.transmitInterrupt =
+        state.transmitInterrupt
+        || state.isTransmitterEmpty && state.interruptEnable & InterruptEnable.transmitterEmpty != 0
+      return !state.input.isEmpty || state.transmitInterrupt
+    }
     if raises { line.raise() }
     drain()
   }

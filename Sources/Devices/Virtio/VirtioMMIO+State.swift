@@ -85,7 +85,10 @@ extension VirtioMMIO {
       if isTrial { return }
       state = restored
       interrupt.pending = pending
-      if queues.running { device.activate(features: queues.features) }
+      if queues.running {
+        driven.store(true, ordering: .relaxed)
+        device.activate(features: queues.features)
+      }
     }
   }
 

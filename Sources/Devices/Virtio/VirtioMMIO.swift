@@ -21,7 +21,7 @@ public final class VirtioMMIO: BusDevice, MachineDevice, EventHandler {
   let memory: GuestMemory
   let interrupt: VirtioInterrupt
   let offered: UInt64
-  private let driven = Atomic<Bool>(false)
+  let driven = Atomic<Bool>(false)
   let state: Mutex<Registers>
 
   struct Registers: Sendable {

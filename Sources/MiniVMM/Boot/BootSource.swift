@@ -60,9 +60,13 @@ extension BootSource {
     if head.starts(with: [0x7f, 0x45, 0x4c, 0x46]) {
       let elf = try ELFKernel(file, memory: memory)
       switch (bootProtocol, elf.pvhEntry) {
-      case (.auto, let pvh?), (.pvh, let pvh?): entry = .pvh(pvh)
+      case (.auto, let pvh?), (.pvh, let pvh?):
+        try elf.checkEntry(UInt64(pvh))
+        entry = .pvh(pvh)
       case (.pvh, nil): throw .noPVHNote
-      case (.auto, nil), (.linux64, _): entry = .linux64(elf.entry)
+      case (.auto, nil), (.linux64, _):
+        try elf.checkEntry(elf.entry)
+        entry = .linux64(elf.entry)
       }
       kernelEnd = elf.end
       try elf.load(file, into: memory)

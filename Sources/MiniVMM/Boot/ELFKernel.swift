@@ -44,6 +44,7 @@ struct ELFKernel: Equatable {
 
     var found: [Segment] = []
     var pvhEntry: UInt32?
+    var notesLeft = Self.notesLimit
     for index in 0..<count {
       let at = index * Self.programHeaderSize
       let segment = Segment(
@@ -57,17 +58,20 @@ struct ELFKernel: Equatable {
         if segment.memorySize > 0 { found.append(segment) }
       case note where pvhEntry == nil:
         guard file.has(segment.fileSize, at: segment.fileOffset) else { throw .segmentPastEndOfFile(segment: index) }
-        let notes = try file.bytes(at: segment.fileOffset, limit: Int(min(segment.fileSize, Self.notesLimit)))
+        let notes = try file.bytes(at: segment.fileOffset, limit: Int(min(segment.fileSize, notesLeft)))
+        notesLeft -= UInt64(notes.count)
         pvhEntry = Self.pvhNote(notes, alignment: table.field(at + 48, UInt64.self) == 8 ? 8 : 4)
       default: break
       }
     }
     segments = try Self.check(found, memory: memory)
     self.pvhEntry = pvhEntry
-    // A note may name any address: the machine would start in zeroes.
-    let entered = pvhEntry.map(UInt64.init) ?? entry
-    guard segments.contains(where: { $0.address <= entered && entered < $0.end }) else {
-      throw .entryOutsideImage(entered)
+  }
+
+  /// Header and notes may name any address: the machine would start in zeroes.
+  func checkEntry(_ address: UInt64) throws(BootError) {
+    guard segments.contains(where: { $0.address <= address && address < $0.end }) else {
+      throw .entryOutsideImage(address)
     }
   }
 
@@ -78,7 +82,7 @@ struct ELFKernel: Equatable {
     }
   }
 
-  /// Bytes of a segment of notes that are looked at; a vmlinux has less than a thousand.
+  /// Bytes of notes that are looked at, in all; a vmlinux has less than a thousand.
   private static let notesLimit: UInt64 = 1 << 16
 
   /// The entry address of the first XEN_ELFNOTE_PHYS32_ENTRY (18) by "Xen" among notes: sizes of name and descriptor, type, name,

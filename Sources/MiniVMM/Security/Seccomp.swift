@@ -112,7 +112,9 @@ public struct SeccompFilters: Sendable {
     let common = [UInt(lx_ioctl_tcsets), UInt(lx_ioctl_terminal_group)]
     switch kind {
     case .vcpu: return common + run.map { UInt($0.rawValue) } + [UInt(lx_ioctl_tun_offload)]
-    case .device, .pair: return common + [UInt(lx_ioctl_tun_offload)]
+    case .device: return common + [UInt(lx_ioctl_tun_offload)]
+    // The C library asks how long an answer of the name service is.
+    case .pair: return common + [UInt(lx_ioctl_tun_offload), UInt(FIONREAD)]
     case .disk: return common
     case .control: return common + [UInt(lx_ioctl_tcgets)]
     }

@@ -117,8 +117,12 @@ public final class BeatPath: Sendable {
       // Whoever can reach the port can send faster than this reads.
       for _ in 0..<Self.mostAtOnce {
         var from = lx_udp_peer()
-        let got = unsafe bytes.withUnsafeMutableBytes {
-          unsafe lx_udp_receive(descriptor, $0.baseAddress, $0.count, &from)
+        let got = unsafe bytes.withUnsafeMutableBytes { bytes in
+          // A connected socket hears of its peer alone.
+          guard listens, var peer = state.peer else {
+            return unsafe lx_udp_receive(descriptor, bytes.baseAddress, bytes.count, &from, nil)
+          }
+          return unsafe lx_udp_receive(descriptor, bytes.baseAddress, bytes.count, &from, &peer)
         }
         if got == -Int(ECONNREFUSED) { return .gone }
         if got == -Int(EAGAIN) { return .none }

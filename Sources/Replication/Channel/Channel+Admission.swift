@@ -16,7 +16,7 @@ extension Channel {
   public func admit() throws(ChannelError) { try send(.admission(refusal: "", term: 0)) }
 
   /// Secondary: does not follow this primary; instead of everything else.
-  /// - Parameter term: in which another serves the same guest; 0 where that is not so.
+  /// - Parameter term: in which this side, or the primary that it follows, serves the same guest; 0 where that is not so.
   public func refuse(_ why: String, term: UInt64 = 0) {
     try? send(.admission(refusal: why, term: term))
     endSending(within: 100)
@@ -37,6 +37,6 @@ extension Channel {
     do { message = try receive(within: milliseconds) } catch { throw error as? ChannelError ?? .notAuthentic }
     guard case .admission(let refusal, let other) = message else { throw .notAuthentic }
     guard other <= term else { throw .replaced(term: other) }
-    guard refusal.isEmpty else { throw .refused(refusal) }
+    guard refusal.isEmpty else { throw other == 0 ? .refused(refusal) : .served(refusal) }
   }
 }

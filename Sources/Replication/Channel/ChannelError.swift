@@ -17,6 +17,8 @@ public enum ChannelError: Error, Equatable, Sendable {
   case sendQueueFull
   /// The secondary does not follow this primary: why.
   case refused(String)
+  /// The same, from a secondary whose primary serves the same guest.
+  case served(String)
   /// Another serves this primary's guest, in this term.
   case replaced(term: UInt64)
 }
@@ -34,7 +36,7 @@ extension ChannelError: CustomStringConvertible {
       "the other side speaks version \(version) of the protocol, this one \(Channel.version); run the same build on both"
     case .messageTooLong(let count): "the other side announced a message of \(count) bytes"
     case .sendQueueFull: "the other side does not read what it is sent"
-    case .refused(let why): "the other side refuses: \(why)"
+    case .refused(let why), .served(let why): "the other side refuses: \(why)"
     case .replaced(let term): "another serves this guest, in term \(term)"
     }
   }

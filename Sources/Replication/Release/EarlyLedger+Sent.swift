@@ -18,8 +18,8 @@ extension EarlyLedger {
   /// Whether a client can have acknowledged this: it was told as much, or the guest has sent it.
   public func canAcknowledge(_ number: UInt32, _ flow: FlowKey) -> Bool {
     guard let known = flows[flow] else { return false }
-    let ends = known.told.map(\.end) + (known.sentUpTo.map { [$0] } ?? [])
-    return ends.contains { !isAfter(number, $0) }
+    // What was told is in the order of its numbers.
+    return [known.told.last?.end, known.sentUpTo].contains { $0.map { !isAfter(number, $0) } ?? false }
   }
 
   /// The guest has sent this.

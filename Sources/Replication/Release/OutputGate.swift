@@ -170,16 +170,25 @@ public final class OutputGate: Sendable {
   /// them, because its guest takes them for sent.
   public func held(frames: Int, bytes: Int) -> [[UInt8]] {
     flush()
-    return state.withLock { state in
-      var held: [[UInt8]] = []
-      var size = 0
-      for token in (state.oldest..<state.next).reversed()
-      where state[token].isHeld && state[token].facts.epoch < state.epoch {
-        size += state[token].bytes.count
-        if held.count == frames || size > bytes { break }
-        held.append(state[token].bytes)
+    return wire.withLock { outgoing in
+      state.withLock { state in
+        var held: [[UInt8]] = []
+        var size = 0
+        func take(_ frame: [UInt8]) -> Bool {
+          size += frame.count
+          guard held.count < frames, size <= bytes else { return false }
+          held.append(frame)
+          return true
+        }
+        for token in (state.oldest..<state.next).reversed()
+        where state[token].isHeld && state[token].facts.epoch < state.epoch {
+          if !take(state[token].bytes) { return held.reversed() }
+        }
+        // What may leave and has not: the wire took no more, or this side is not sure to serve.
+        for frame in state.leaving.reversed() + outgoing.frames[outgoing.first...].reversed()
+        where !take(frame.bytes) { break }
+        return held.reversed()
       }
-      return held.reversed()
     }
   }
 
@@ -353,20 +362,25 @@ public final class OutputGate: Sendable {
       outgoing.first = 0
       outgoing.told = outgoing.frames.map(\.told).max() ?? 0
     }
-    guard mayTransmit() else { return isStalled.store(true, ordering: .relaxed) }
+    guard mayTransmit() else { return stall() }
     // Before any of them is seen: who takes over must know what clients were told.
     if outgoing.told > 0 {
       guard isTold(outgoing.told) else { return isStalled.store(true, ordering: .relaxed) }
       outgoing.told = 0
     }
     while outgoing.first < outgoing.frames.count, !isFenced.load(ordering: .sequentiallyConsistent) {
-      guard mayTransmit(), send(outgoing.frames[outgoing.first].bytes) else {
-        return isStalled.store(true, ordering: .relaxed)
-      }
+      guard mayTransmit() else { return stall() }
+      guard send(outgoing.frames[outgoing.first].bytes) else { return isStalled.store(true, ordering: .relaxed) }
       unsentFrames.wrappingSubtract(1, ordering: .relaxed)
       unsentBytes.wrappingSubtract(outgoing.frames[outgoing.first].bytes.count, ordering: .relaxed)
       outgoing.first += 1
     }
+  }
+
+  /// Whoever makes this side sure to serve calls ``retry()`` afterwards, and must not have done so before this is seen.
+  private func stall() {
+    isStalled.store(true, ordering: .sequentiallyConsistent)
+    if mayTransmit() { isStalled.store(false, ordering: .relaxed) }
   }
 
   /// Gives back the places of the oldest frames that have left.
