@@ -60,6 +60,15 @@ import Testing
     }
   }
 
+  /// The role alone is enough to ask, whatever else is known.
+  @Test func quarantined_asks() throws {
+    let peer = PeerWatch(role: .alone)
+    peer.change(.secondaryConnected)
+    #expect(!peer.mustAsk)
+    peer.change(.stalled)
+    #expect(peer.mustAsk)
+  }
+
   /// Whoever has found out that nobody else serves asks no more, however late its threads run while it takes leave.
   @Test func absenceOfWhoServesAlone_isNone() throws {
     try cameBack { peer in
