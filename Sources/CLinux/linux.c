@@ -301,7 +301,7 @@ ssize_t lx_udp_receive(int fd, void *buffer, size_t count, struct lx_udp_peer *f
     int error = errno, is_peers = !peer;
     if (error == EAGAIN) return -error;
     // The same in its long form: the name is that of whom a datagram was for. Anybody can answer for others.
-    for (;;) {
+    for (int left = 1024; left > 0; left--) {
       message.msg_controllen = sizeof control;
       message.msg_namelen = sizeof from->address;
       if (recvmsg(fd, &message, MSG_DONTWAIT | MSG_ERRQUEUE) < 0) break;

@@ -30,7 +30,8 @@ public enum Environment {
   public static let patience = ProcessInfo.processInfo.environment["MINIVMM_TEST_PATIENCE"].flatMap(Int.init) ?? 1
 
   /// The option for the longest time between the checkpoints of a ``ProtectedPair``: $MINIVMM_EPOCH_MAX, or the command's own.
-  public static let epochMax = ProcessInfo.processInfo.environment["MINIVMM_EPOCH_MAX"].map { ["--epoch-max", $0] } ?? []
+  public static let epochMax =
+    ProcessInfo.processInfo.environment["MINIVMM_EPOCH_MAX"].map { ["--epoch-max", $0] } ?? []
 
   public static var hasKVM: Bool { access("/dev/kvm", R_OK | W_OK) == 0 }
   public static var isRoot: Bool { geteuid() == 0 }

@@ -18,8 +18,9 @@ extension EarlyLedger {
   /// Whether a client can have acknowledged this: it was told as much, or the guest has sent it.
   public func canAcknowledge(_ number: UInt32, _ flow: FlowKey) -> Bool {
     guard let known = flows[flow] else { return false }
-    // What was told is in the order of its numbers.
-    return [known.told.last?.end, known.sentUpTo].contains { $0.map { !isAfter(number, $0) } ?? false }
+    if let sent = known.sentUpTo, !isAfter(number, sent) { return true }
+    // Mostly in the order of its numbers: the newest is the last.
+    return known.told.reversed().contains { !isAfter(number, $0.end) }
   }
 
   /// The guest has sent this.
