@@ -47,7 +47,7 @@ final class PeerWatch: Sendable {
     var isGivenUp = false
     /// It said that it serves on without this side.
     var hasLeft = false
-    /// Primary: it has been found out that the peer does not serve, and never will.
+    /// Primary: the secondary is known not to serve, and cannot fail over any more.
     var isSure = false
     /// When this side came back after it had been away for so long that the peer may have given it up, or taken over.
     var cameBack: UInt64?
@@ -181,7 +181,7 @@ final class PeerWatch: Sendable {
   func wasAway(_ time: UInt64, until now: UInt64) { state.withLock { wasAway(time, until: now, &$0) } }
 
   private func wasAway(_ time: UInt64, until now: UInt64, _ state: inout State) {
-    // Whoever serves alone has nobody who could take over meanwhile.
+    // The secondary has been given up and cannot fail over: a stall of this primary is harmless.
     if state.isSure { return }
     state.cameBack = now
     state.away = max(state.away, time)
@@ -293,7 +293,7 @@ final class PeerWatch: Sendable {
   func change(_ event: RoleEvent) -> RoleMachine.Transition? {
     let (transition, tell, loss, fence) = state.withLock { state in
       let transition = state.roles.handle(event)
-      // Before anybody sees the role: who does may let go what is held.
+      // Set under the lock: a thread that reads the fenced role must not release held output.
       if transition?.to == .fenced { isFenced.store(true, ordering: .releasing) }
       return (transition, state.onRole, state.loss, state.fence)
     }

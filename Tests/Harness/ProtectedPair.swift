@@ -108,8 +108,8 @@ public final class ProtectedPair {
     }
   }
 
-  /// Writes what each process that still runs tells of itself into the folder, and a snapshot of who serves: for whoever looks
-  /// for the cause of a failure.
+  /// Writes the status of each running process into the folder, and a snapshot of the serving guest. A developer finds the cause of a
+  /// failed round with them.
   public func saveStates() {
     for (index, guest) in guests.enumerated() where guest.isRunning {
       let control = Self.control(folder, index)

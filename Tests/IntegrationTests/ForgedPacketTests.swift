@@ -12,7 +12,7 @@ extension Integration {
     /// A client that counts on one connection to ARGV[2] from ARGV[1], and a forger beside it: once standard input has a line, after each number a
     /// segment with the client's addresses and ports, and numbers that are not the connection's.
     private static let client = """
-      import random, socket, struct, sys, threading, time
+      import random, socket, struct, sys, threading
       RST, ACK, SYN, FIN = 4, 16, 2, 1
       random.seed(7)
       client = socket.create_connection((sys.argv[2], 6379), timeout=20)
@@ -37,10 +37,10 @@ extension Integration {
           answer = reader.readline()
           if answer != b":%d\\r\\n" % number:
               sys.exit("wrong: %r for %d" % (answer, number))
-          print("counted %d;" % number, flush=True)
+          if number % 10 == 0:
+              print("counted %d;" % number, flush=True)
           if begun.is_set():
               forge([RST, RST | ACK, ACK, SYN, SYN | ACK, FIN | ACK][number % 6])
-          time.sleep(0.01)
       """
 
     /// The guests do not believe such segments, so neither do the comparator and the mapper: output that was equal stays equal, and
@@ -73,7 +73,7 @@ extension Integration {
       first.signal(SIGKILL)
       try second.wait(for: "pair: now alone", timeout: 10)
       if !isPair { client.type("forge") }
-      let seen = client.count(of: "counted ")
+      let seen = 10 * client.count(of: "counted ")
       try client.wait(for: "counted \(seen + 200);", timeout: 30)
       #expect(client.isRunning && !client.console.contains("wrong"), "\(client.console.suffix(300))")
     }

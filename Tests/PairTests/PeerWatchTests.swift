@@ -69,7 +69,7 @@ import Testing
     #expect(peer.mustAsk)
   }
 
-  /// Whoever has found out that nobody else serves asks no more, however late its threads run while it takes leave.
+  /// A stall after the secondary was given up does not quarantine the primary.
   @Test func absenceOfWhoServesAlone_isNone() throws {
     try cameBack { peer in
       peer.change(.peerLost)

@@ -54,7 +54,7 @@ import Testing
     #expect(gate.counters.atOnce == 1)
   }
 
-  /// A side that is not sure to serve keeps what may leave, and its checkpoint has it: the survivor's guest takes it for sent.
+  /// Released frames that were not transmitted are part of the checkpoint: the guest has sent them and will not send them again.
   @Test func notSureToServe_keepsItForTheCheckpoint() {
     let gate = OutputGate(mode: .remus, clock: { 0 }, mayTransmit: { false }, send: { _ in true })
     gate.protect()
@@ -68,7 +68,7 @@ import Testing
     #expect(gate.held(frames: 10, bytes: 5) == [[2, 0, 0]])
   }
 
-  /// It may be sure again before the frame that has to wait is known to: whoever made it so has asked for it already.
+  /// Transmission may be permitted again, and `retry()` called, before the gate has recorded that it stalled.
   @Test func sureAgainWhileAFrameStalls_leaves() {
     let answers = Mutex([false])
     let gate = OutputGate(

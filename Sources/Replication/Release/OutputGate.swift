@@ -184,7 +184,7 @@ public final class OutputGate: Sendable {
         where state[token].isHeld && state[token].facts.epoch < state.epoch {
           if !take(state[token].bytes) { return held.reversed() }
         }
-        // What may leave and has not: the wire took no more, or this side is not sure to serve.
+        // Released frames that were not transmitted: the tap was full, or this primary may not transmit.
         for frame in state.leaving.reversed() + outgoing.frames[outgoing.first...].reversed()
         where !take(frame.bytes) { break }
         return held.reversed()
@@ -377,7 +377,8 @@ public final class OutputGate: Sendable {
     }
   }
 
-  /// Whoever makes this side sure to serve calls ``retry()`` afterwards, and must not have done so before this is seen.
+  /// Stops sending until ``retry()``. A thread may have permitted transmission and called ``retry()`` before the flag was set, so
+  /// the permission is read again.
   private func stall() {
     isStalled.store(true, ordering: .sequentiallyConsistent)
     if mayTransmit() { isStalled.store(false, ordering: .relaxed) }
